@@ -100,12 +100,11 @@ def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray
     if measurement.standard_error is None or any(measurement.standing):
         return None  # the factor of a remeasured model lacks the slope
     chosen = problem.flat(choice)
-    costs = 0.5 * np.square(measurement.factor[chosen])
-    by_sample = costs.sum(axis=0)
+    costs, between = 0.5 * np.square(measurement.factor[chosen]), np.zeros(measurement.factor.shape[1])
     rows = None if problem.pairs is None else problem.pairs.factor
-    if rows is not None and rows.shape[1] == len(by_sample):
-        by_sample = by_sample + 0.5 * (rows[chosen].sum(axis=0) ** 2 - np.square(rows[chosen]).sum(axis=0))
-    return error_of_sum(by_sample, costs, measurement.standard_error[chosen])
+    if rows is not None and rows.shape[1] == len(between):
+        between = 0.5 * (rows[chosen].sum(axis=0) ** 2 - np.square(rows[chosen]).sum(axis=0))
+    return error_of_sum(costs, measurement.standard_error[chosen], measurement.num_samples, between)
 
 
 def at_strength(problem: Problem, measurement: Measurement, strength: float) -> Problem:

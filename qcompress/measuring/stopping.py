@@ -97,9 +97,10 @@ def relative_error(sums: Sums, candidates: Candidates) -> float:
     if own is None:
         return float("inf")
     halves = 0.5 * np.square(sums.factor())
-    errors = []
-    for chosen in likely_choices(sums.mean_cost(), candidates.size_bytes, candidates.offsets):
-        by_sample = halves[chosen].sum(axis=0)
-        if (total := float(by_sample.sum())) > 0:
-            errors.append(error_of_sum(by_sample, halves[chosen], own[chosen]) / total)
+    choices = likely_choices(sums.mean_cost(), candidates.size_bytes, candidates.offsets)
+    errors = [
+        error_of_sum(halves[chosen], own[chosen], sums.num_samples) / total
+        for chosen in choices
+        if (total := float(halves[chosen].sum())) > 0
+    ]
     return max(errors, default=0.0)

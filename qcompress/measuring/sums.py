@@ -34,23 +34,32 @@ def probe_generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
-def error_of_sum(by_sample: NDArray[np.float64], costs: NDArray[np.float64], errors: NDArray[np.float64]) -> float:
-    """Return the standard error of a prediction, from its spread over the samples.
+def error_of_sum(
+    costs: NDArray[np.float64],
+    errors: NDArray[np.float64],
+    num_samples: int,
+    between: NDArray[np.float64] | float = 0.0,
+) -> float:
+    """Return the standard error of a prediction, from its spread over the columns.
 
     What the errors of the single options have beyond their own spread (effects that were limited) is added as if the
-    options were independent.
+    options were independent. Where samples share a column, costs are still sums over the samples, so that their error
+    is smaller than the columns show; that of pair terms is not.
 
     Args:
-        by_sample: ``(samples,)`` the prediction's share of each sample.
-        costs: ``(options, samples)`` shares of the options that it is made of.
+        costs: ``(options, columns)`` shares of the options that the prediction is made of.
         errors: ``(options,)`` standard errors of these options' costs.
+        num_samples: number of samples; beyond `SKETCH_RANK` they share columns.
+        between: ``(columns,)`` shares of the pair terms.
 
-    >>> error_of_sum(np.ones(4), np.ones((1, 4)), np.array([3.0]))
+    >>> error_of_sum(np.ones((1, 4)), np.array([3.0]), 4)
     3.0
     """
-    count = len(by_sample)
-    beyond = np.maximum(np.square(errors) - costs.var(axis=1, ddof=1) * count, 0.0)
-    return float((by_sample.var(ddof=1) * count + beyond.sum()) ** 0.5)
+    count = costs.shape[1]
+    narrower = (SKETCH_RANK / max(num_samples, SKETCH_RANK)) ** 0.5 if count == SKETCH_RANK else 1.0
+    own = costs.var(axis=1, ddof=1) * count * narrower**2
+    spread = (narrower * costs.sum(axis=0) + between).var(ddof=1) * count
+    return float((spread + np.maximum(np.square(errors) - own, 0.0).sum()) ** 0.5)
 
 
 class Sums:

@@ -84,6 +84,25 @@ def test_embeddings_agree_for_whole_tables_and_blocks_of_the_vocabulary() -> Non
         np.testing.assert_allclose(gram(fisher), gram(direct), rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_inside_a_network_of_half_precision_is_not_taken_for_a_wrong_gradient(seed: int) -> None:
+    torch.manual_seed(seed)
+    convolutions = (
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 3, 2, padding=1),
+        nn.Conv2d(16, 32, 3, 2, padding=1),
+    )
+    layers = [layer for convolution in convolutions for layer in (convolution, nn.ReLU())]
+    half = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).bfloat16()
+    batches = [torch.randn(16, 3, 16, 16).bfloat16() for _ in range(2)]
+    options = prune_quantize(bits=(4, 6), sparsity=(0,))
+    measured = measure(half, batches, options)
+    wide = measure(copy.deepcopy(half).float(), [batch.float() for batch in batches], options)
+    assert not measured.tried
+    # codes of 6 bits are decoded to bfloat16, which has 8; evaluated one by one, costs were several times too large
+    np.testing.assert_allclose(measured.cost, wide.cost, rtol=0.15)
+
+
 @pytest.mark.parametrize("granularity", ["layer", 2])
 @pytest.mark.parametrize("method", ["fisher", "direct"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

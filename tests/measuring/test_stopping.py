@@ -140,6 +140,36 @@ def test_the_error_of_a_prediction_is_never_below_that_of_its_single_cost() -> N
             assert error >= measurement.standard_error[first + option] * (1 - 1e-9)
 
 
+def test_beyond_the_columns_that_are_kept_errors_go_on_falling() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+    batches = list(torch.randn(2048, 6).split(128))
+    stopped = qcompress.measure(model, batches, OPTIONS, method="sampled", precision=0.05)
+    assert 512 < stopped.num_samples < 2048  # squares of normal effects need 2 / 0.05² = 800
+    assert "asked for was 0.05" in stopped.notes[0]
+
+
+def test_errors_of_parts_evaluated_one_by_one_do_not_depend_on_the_batches() -> None:
+    class Rounding(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = torch.nn.Embedding(11, 8), torch.nn.Linear(8, 5)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(torch.round(4 * self.embed(ids)) / 4).mean(1)
+            return out
+
+    model, ids = seeded(Rounding), torch.cat(data(24, 2))
+    measured = [qcompress.measure(model, list(ids.split(size)), OPTIONS, method="sampled") for size in (48, 8, 1)]
+    assert set(measured[0].tried) == {"embed"}
+    for other in measured:
+        assert other.standard_error is not None
+        assert measured[0].standard_error is not None
+        errors = other.standard_error[1:3]  # those of "embed"
+        assert errors.min() > 0
+        np.testing.assert_allclose(errors, measured[0].standard_error[1:3], rtol=1e-6)  # sums of float64
+
+
 def test_the_report_has_the_errors() -> None:
     result = qcompress.compress(
         seeded(TiedLanguageModel), data(4, 4), budget={"bytes": 0.35}, options=OPTIONS, method="sampled",

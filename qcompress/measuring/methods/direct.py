@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.errors import ModelError
@@ -51,8 +52,8 @@ class Direct:
         responses = torch.zeros(candidates.num_options, len(point), width, dtype=point.dtype)
         cost = np.zeros(candidates.num_options)
         for part in range(len(candidates.parts)):
-            for flat, rise, change in self.changes(part, batch, reference):
-                cost[flat] = rise
+            for flat, rises, change in self.changes(part, batch, reference):
+                cost[flat] = rises.sum()
                 responses[flat] = (
                     change.reshape(len(point), -1) if small else torch.einsum("kn...,n...->nk", probes, change)
                 )
@@ -69,8 +70,10 @@ class Direct:
         self._point = self._replay.record(lambda: forwards.run(self.model, batch, self.forward))
         return self._point
 
-    def changes(self, part: int, batch: Any, reference: Tensor | None = None) -> Iterator[tuple[int, float, Tensor]]:
-        """Flat index, loss increase of the batch and change of its outputs, for every option that changes a part.
+    def changes(
+        self, part: int, batch: Any, reference: Tensor | None = None
+    ) -> Iterator[tuple[int, NDArray[np.float64], Tensor]]:
+        """Flat index, loss increases ``(samples,)`` and change of the outputs, for every option that changes a part.
 
         Raises:
             ModelError: the loss of an option is not finite; the message names the option.
@@ -78,17 +81,17 @@ class Direct:
         candidates, point = self.candidates, self._point
         assert point is not None  # noqa: S101
         goal = point if reference is None else reference
-        standing = 0.0 if reference is None else float(self.loss.rise(point, goal, batch).sum())
+        standing = 0.0 if reference is None else self.loss.rise(point, goal, batch)
         for option in range(len(candidates.transforms[part])):
             if option == candidates.standing[part]:
                 continue
             with candidates.applied(part, option):
                 output = self._output(part, batch, point)
-            rise = float(self.loss.rise(output, goal, batch).sum()) - standing
-            if not np.isfinite(rise):
+            rises = (self.loss.rise(output, goal, batch) - standing).double().cpu().numpy()
+            if not np.isfinite(rises).all():
                 name, label = candidates.parts[part].name, candidates.transforms[part][option].label
                 raise ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
-            yield int(candidates.offsets[part]) + option, rise, output - point
+            yield int(candidates.offsets[part]) + option, rises, output - point
 
     def _output(self, part: int, batch: Any, point: Tensor) -> Tensor:
         """Output with a changed part; the first time in a batch it is computed both ways, to check the shortcut."""

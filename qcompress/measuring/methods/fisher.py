@@ -10,8 +10,10 @@ Every batch also tests whether the linearisation is valid (`qcompress.measuring.
 layer for which it is not are evaluated one by one instead, with the same probes.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +21,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcompress.errors import DataError
 from qcompress.measuring.candidates import Layer
 from qcompress.measuring.effects import Effects, curvature_points, exact_effects, option_costs, softened_costs
 from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.calls import Call, Recorder, response
 from qcompress.measuring.methods.direct import Direct
+from qcompress.measuring.methods.gradient_check import widened
 from qcompress.measuring.methods.moves import Moves
 from qcompress.measuring.methods.products import Place, shares
 from qcompress.measuring.methods.stacks import effects_of_stacks
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.batches import as_float32
 from qcompress.model.parts import NOT_LINEAR
 
 MAX_PROBES = 16  # each probe costs one backward pass
@@ -217,10 +222,7 @@ class Fisher:
         rounded = evidence.half(run.point) or any(
             evidence.half(call.output) for layer_calls in run.calls for call in layer_calls
         )
-        moves = Moves(
-            run=lambda: forwards.run(self._model, batch, self._forward),
-            point=run.point, probes=run.probes, rounded=rounded,
-        )  # fmt: skip
+        moves = self._moves(batch, run, rounded=rounded)
         for index, layer in enumerate(self._candidates.layers):
             if index in self.reasons:
                 continue
@@ -228,13 +230,30 @@ class Fisher:
             for call, gradients, place in zip(run.calls[index], run.gradients[index], run.places[index], strict=True):
                 assert place is not None  # noqa: S101
                 moves.predicted[index] += self._add_call(effects, layer, move, call, gradients, place)
-        wrong = dict.fromkeys(moves.silent(), evidence.UNSEEN) if moves.silent_with_effect() else {}
-        wrong |= dict.fromkeys(moves.misled(), evidence.MISLED)
+        with widened(self._model) if rounded and not moves.rounded else contextlib.nullcontext():
+            wrong = dict.fromkeys(moves.silent(), evidence.UNSEEN) if moves.silent_with_effect() else {}
+            wrong |= dict.fromkeys(moves.misled(), evidence.MISLED)
         self.reasons |= wrong
         for index in wrong:
             for part in self._candidates.layers[index].parts:
                 first = self._candidates.offsets[part]
                 effects[first : first + len(self._candidates.transforms[part])] = 0.0
+
+    def _moves(self, batch: Any, run: _Run, *, rounded: bool) -> Moves:
+        """Return the moves to check; in float32 if a model of half precision runs so, as rounding hides small moves."""
+        tolerance = evidence.tolerance(rounded=rounded)
+        if rounded:
+            with widened(self._model) as wide:
+                given = as_float32(batch)
+                try:
+                    point = forwards.run(self._model, given, self._forward) if wide else None
+                except (RuntimeError, DataError):
+                    point = None  # the model's own code asks for half precision
+            if point is not None and point.shape == run.point.shape and not evidence.half(point):
+                again = partial(forwards.run, self._model, given, self._forward)
+                return Moves(run=again, point=point, probes=run.probes, rounded=False, tolerance=tolerance)
+        again = partial(forwards.run, self._model, batch, self._forward)
+        return Moves(run=again, point=run.point, probes=run.probes, rounded=rounded, tolerance=tolerance)
 
     def _try_all(self, reason: str) -> None:
         for index in range(len(self._candidates.layers)):
@@ -300,8 +319,8 @@ class Fisher:
             return risen
         self._direct.record(batch)
         for part in parts:
-            for flat, rise, change in self._direct.changes(part, batch, reference):
-                risen[flat] = rise
+            for flat, rises, change in self._direct.changes(part, batch, reference):
+                risen[flat] = float(rises.sum())
                 effects[flat] = (
                     torch.stack([_by_sample(probe * change).sum(1) for probe in probes], dim=1).cpu().numpy()
                 )

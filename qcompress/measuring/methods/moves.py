@@ -32,7 +32,8 @@ class Moves:
         run: function that returns the outputs of a batch.
         point: its outputs at the unmoved weights, ``(samples, …)``.
         probes: probes of the outputs, each of the shape of ``point``.
-        rounded: whether anything is computed in half precision.
+        rounded: whether the outputs are computed in half precision.
+        tolerance: relative difference of predicted and actual change that is tolerated in a layer that is moved alone.
         weights: index of a layer → its weight.
         changes: index of a layer → its move.
         predicted: index of a layer → ``(samples, probes)`` products of the probes with the predicted change.
@@ -42,6 +43,7 @@ class Moves:
     point: Tensor
     probes: Sequence[Tensor]
     rounded: bool
+    tolerance: float
     weights: dict[int, nn.Parameter] = field(default_factory=dict)
     changes: dict[int, Tensor] = field(default_factory=dict)
     predicted: dict[int, Tensor] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class Moves:
     def silent_with_effect(self) -> bool:
         """Whether the silent layers change the outputs, moved by their full size: nothing may, however far."""
         silent = self.silent()
-        return bool(silent) and not self._follow(silent, 1 / self.step, evidence.tolerance(rounded=self.rounded))
+        return bool(silent) and not self._follow(silent, 1 / self.step, self.tolerance)
 
     def misled(self) -> list[int]:
         """Indices of the other layers, where the outputs do not follow their gradient."""
@@ -88,9 +90,8 @@ class Moves:
     def _misled(self, layers: list[int], *, strictly: bool = False) -> list[int]:
         if strictly and len(layers) <= MOST_ALONE:
             return [index for layer in layers for index in self._misled([layer])]
-        tolerance = evidence.tolerance(rounded=self.rounded)
-        follow = self._follow(layers, 1.0, tolerance)
-        if follow and (not strictly or self._follow_strictly(layers, tolerance)):
+        follow = self._follow(layers, 1.0, self.tolerance)
+        if follow and (not strictly or self._follow_strictly(layers)):
             return []
         if len(layers) == 1:
             return layers
@@ -98,10 +99,10 @@ class Moves:
         parts = [[layer] for layer in layers] if self.rounded else [layers[:middle], layers[middle:]]
         return [index for part in parts for index in self._misled(part, strictly=len(part) > 1)]
 
-    def _follow_strictly(self, layers: list[int], tolerance: float) -> bool:
+    def _follow_strictly(self, layers: list[int]) -> bool:
         """Whether the outputs follow so closely that each of the layers, sorted by size, would be tolerated alone."""
         share, whole = 1 / len(layers), float(self._total(layers).norm())
-        strict = tolerance * self._size(layers[0]) / whole
+        strict = self.tolerance * self._size(layers[0]) / whole
         return float(self._noise().norm()) <= strict * share * whole and self._follow(layers, share, strict)
 
     def _total(self, layers: list[int]) -> Tensor:

@@ -110,8 +110,9 @@ class WeightGradients:
         Parts that affect the outputs but receive no gradient get their true costs, and no pair terms.
         """
         cost, squares = costs.sum(axis=1), np.square(costs).sum(axis=1)
-        for flat, rise in self._unseen(batch, reached, reference):
-            cost[flat], squares[flat], effects[flat] = rise, rise**2 / effects.shape[1], 0.0
+        for flat, rises in self._unseen(batch, reached, reference):
+            by_column = rises.reshape(effects.shape[1], -1).sum(axis=1)
+            cost[flat], squares[flat], effects[flat] = rises.sum(), np.square(by_column).sum(), 0.0
         return Effects(cost, [effects], num_samples, cost_squares=squares)
 
     def _check(self, sample: Any) -> None:
@@ -159,8 +160,8 @@ class WeightGradients:
         return True
 
     @torch.no_grad()
-    def _unseen(self, batch: Any, reached: set[str], reference: Tensor | None) -> list[tuple[int, float]]:
-        """Evaluate the options of layers that affect the outputs but receive no gradient: flat index and true cost."""
+    def _unseen(self, batch: Any, reached: set[str], reference: Tensor | None) -> list[tuple[int, NDArray[np.float64]]]:
+        """Evaluate the options of layers that affect the outputs but receive no gradient: flat index and true costs."""
         candidates = self._candidates
         names = {layer: [candidates.parts[part].name for part in layer.parts] for layer in candidates.layers}
         known = {*reached, *self.tried}
@@ -176,7 +177,7 @@ class WeightGradients:
         ]
         if parts:
             self._direct.record(batch)
-        return [(flat, rise) for part in parts for flat, rise, _ in self._direct.changes(part, batch, reference)]
+        return [(flat, rises) for part in parts for flat, rises, _ in self._direct.changes(part, batch, reference)]
 
     def _moves(self, chosen: list[Layer], batch: Any, point: Tensor) -> bool:
         """Whether outputs change when weights are moved at random, by their own size."""
