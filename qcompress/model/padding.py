@@ -39,6 +39,12 @@ def real_positions(batch: Any, output: Tensor) -> Tensor | None:
     return _real(batch.get(f"{DECODER}{MASK}" if _has_decoder(batch) else MASK), output)
 
 
+def at_real_positions(batch: Any, output: Tensor) -> Tensor:
+    """Return a model's output at the real positions, ``(real positions, …)``; the output itself if all are real."""
+    real = real_positions(batch, output)
+    return output if real is None else output[real]
+
+
 def real_inputs(batch: Any, module: nn.Module, given: Tensor) -> Tensor | None:
     """Return which positions of a layer's input are real, as booleans ``(samples, positions)``; None if all are.
 

@@ -123,6 +123,32 @@ def test_an_opened_model_leaves_padded_positions_out_as_one_in_memory_does(tmp_p
     np.testing.assert_allclose(other.error, opened.error, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["Llama", "OPT"])
+def test_a_padding_word_without_gradient_is_no_wrong_gradient(kind: str, tmp_path: Path) -> None:
+    more = {"OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 16}}.get(kind, {})
+    folder, ids = saved(kind, tmp_path, pad_token_id=0, **more), tokens(4, 8).clamp(min=1)
+    mask = torch.ones_like(ids)
+    mask[0, 2:] = ids[0, 2:] = 0
+    data, options = [{"input_ids": ids, "attention_mask": mask}], qcompress.prune_quantize(bits=(3,), sparsity=(0,))
+    near = qcompress.measure(in_memory(folder), data, options, method="sampled")
+    opened = qcompress.measure(qcompress.open_model(folder), data, options, method="sampled")
+    assert not near.tried
+    assert not opened.no_choice
+    assert opened.labels == near.labels
+    np.testing.assert_allclose(opened.cost, near.cost, rtol=1e-4)
+
+
+def test_a_padding_word_that_is_meant_has_a_wrong_gradient_and_an_opened_model_says_so(tmp_path: Path) -> None:
+    folder, ids = saved("Llama", tmp_path, pad_token_id=0), tokens(4, 8).clamp(min=1)
+    ids[0, 2:4] = 0  # the forward pass uses its row, which gets no gradient
+    data, options = [{"input_ids": ids}], qcompress.prune_quantize(bits=(3,), sparsity=(0,))
+    near = qcompress.measure(in_memory(folder), data, options, method="sampled")
+    opened = qcompress.measure(qcompress.open_model(folder), data, options, method="sampled")
+    assert near.tried == {"model.embed_tokens": "the outputs do not follow its gradient"}
+    told = {item.name: item.reason for item in opened.unchanged}
+    assert told["model.embed_tokens"].startswith("the outputs do not follow its gradient")
+
+
 def test_layers_of_other_packages_and_ranges_of_activations_leave_padded_positions_out(tmp_path: Path) -> None:
     model, ids = in_memory(saved("GPT2", tmp_path)), tokens(4, 7)
     mask = torch.tensor([[1] * length + [0] * (7 - length) for length in LENGTHS])

@@ -18,6 +18,7 @@ from qcompress.measuring.methods.gradient_check import misleading
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.model import forward as forwards
 from qcompress.model.batches import samples
+from qcompress.model.padding import at_real_positions
 from qcompress.model.samples import same_outputs
 
 
@@ -40,7 +41,11 @@ def effects_of_stacks(
     candidates = direct.candidates.some(parts)
     if check:
         weights = [layer.site(model).weight for layer in candidates.layers]
-        wrong = misleading(lambda: forwards.run(model, alone[0], direct.forward), weights, torch.Generator())
+        wrong = misleading(
+            lambda: at_real_positions(alone[0], forwards.run(model, alone[0], direct.forward)),
+            weights,
+            torch.Generator(),
+        )
         if wrong:
             return None, "the outputs do not follow its gradient"
     with Gradients(model, candidates) as gradients:

@@ -14,8 +14,8 @@ If the decoded options take more memory than the cache has, the pass of every sa
 
 Three assumptions are checked. If samples give other outputs alone than within a batch, a batch counts as one sample. If
 no gradient reaches a weight in a whole batch but the outputs change with it (``no_grad``, ``detach``, rounding, numpy),
-or if the outputs of the first sample do not follow the gradient (see `gradient_check`), the options are evaluated one
-by one.
+or if the outputs of the first sample, at its real positions, do not follow the gradient (see `gradient_check`), the
+options are evaluated one by one.
 """
 
 from collections.abc import Mapping
@@ -36,6 +36,7 @@ from qcompress.measuring.methods.gradient_check import misleading, widened
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.model import forward as forwards
 from qcompress.model.batches import as_float32, samples
+from qcompress.model.padding import at_real_positions
 from qcompress.model.samples import same_outputs
 
 
@@ -128,7 +129,11 @@ class WeightGradients:
         with widened(self._model) as wide:
             given = as_float32(sample) if wide else sample
             try:
-                wrong = misleading(lambda: forwards.run(self._model, given, self._forward), weights, generator)
+                wrong = misleading(
+                    lambda: at_real_positions(given, forwards.run(self._model, given, self._forward)),
+                    weights,
+                    generator,
+                )
             except (RuntimeError, DataError):
                 if not wide:
                     raise

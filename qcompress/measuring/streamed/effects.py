@@ -8,7 +8,8 @@ factor.
 
 Everything outside the blocks is measured in the same way where the gradient passes: the layers after the blocks at the
 start of the backward direction, those before the blocks at its end (see also `side_inputs`). On the first sample, the
-outputs of every unit are compared with what its gradients predict (`unit_check`).
+outputs of every unit are compared with what its gradients predict (`unit_check`), as far as the loss depends on them:
+at padded positions an embedding with ``padding_idx`` has no gradient.
 """
 
 import functools
@@ -29,6 +30,7 @@ from qcompress.measuring.streamed.side_inputs import SideInputs, going_around
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.measuring.streamed.unit_check import Output, misled
 from qcompress.model.losses import Loss
+from qcompress.model.padding import at_real_positions
 from qcompress.model.parts import Part
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Transform
@@ -163,7 +165,8 @@ class StreamedEffects:
             put(hidden.grad)
 
         with sweep.states(len(sweep.chain), "gradients").writing() as put:
-            wrong = self._misled(self._after, last, lambda hidden: sweep.output(0, hidden))
+            first = sweep.samples[0].inputs
+            wrong = self._misled(self._after, last, lambda hidden: at_real_positions(first, sweep.output(0, hidden)))
             return self._unit(self._after, None, passed, wrong)
 
     def _block(self, block: int) -> UnitEffects:
@@ -183,7 +186,8 @@ class StreamedEffects:
             sweep.states(block, "gradients").writing() as put,
             self._sides.writing(block) as put_sides,
         ):
-            wrong = self._misled(self._of_block[block], block, lambda hidden: sweep.through(block, 0, hidden))
+            seen = behind.read(0) != 0
+            wrong = self._misled(self._of_block[block], block, lambda hidden: sweep.through(block, 0, hidden)[seen])
             return self._unit(self._of_block[block], block, passed, wrong)
 
     def _before_blocks(self) -> UnitEffects:
@@ -195,8 +199,11 @@ class StreamedEffects:
             products = [(state.float() * gradient).sum() for state, gradient in zip(given, behind_them, strict=True)]
             gradients.add(torch.stack(products), torch.ones(len(products)))
 
+        seen = [gradient != 0 for gradient in (behind.read(0), *self._sides.gradients(0))]
+
         def everything(_: Tensor) -> Tensor:
-            return torch.cat([state.float().flatten() for state in self._sides.given(0)])
+            given = self._sides.given(0)
+            return torch.cat([state.float()[where] for state, where in zip(given, seen, strict=True)])
 
         return self._unit(self._before, None, passed, self._misled(self._before, -1, everything))
 
