@@ -1,6 +1,6 @@
 """Calibration: a model with the data, the forward function and the loss that it is measured with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from qcompress.errors import ModelError, OptionsError
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.model import forward as forwards
+from qcompress.model.decoder_inputs import require_decoder_mask
 from qcompress.model.losses import Loss
 from qcompress.model.opened import opened_of
 from qcompress.scalars import as_whole
@@ -29,7 +30,7 @@ class Calibration:
         original: the original, if ``model`` is a smaller network made from it; None if it is ``model`` itself.
 
     Raises:
-        DataError: the data can be read only once.
+        DataError: the data can be read only once, or a batch in a list does not say what is padding.
         ModelError: the layers or weights of the model cannot be accessed (see `require_usable`).
         OptionsError: the seed is not a non-negative integer, or ``forward`` is not callable.
     """
@@ -44,6 +45,8 @@ class Calibration:
     def __post_init__(self) -> None:
         require_usable(self.model)
         forwards.checked_data(self.data)
+        for batch in self.data if isinstance(self.data, Sequence) else ():  # before a long run ends at a later one
+            require_decoder_mask(self.model, batch)
         object.__setattr__(self, "seed", as_whole(self.seed, "seed", least=0))
         if self.forward is not None and not callable(self.forward):
             raise OptionsError(f"forward must be a callable (model, batch) -> tensor, found {self.forward!r}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError, QcompressError
 from qcompress.model import plain_state
+from qcompress.model.decoder_inputs import require_decoder_mask
 
 RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and differences are finite
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -79,7 +80,8 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     Raises:
         ModelError: the output is not a tensor with a sample dimension, or is not finite; or a plain attribute changed
             that cannot be put back.
-        DataError: the batch has another dtype than the weights, and the model does not accept it.
+        DataError: the batch has another dtype than the weights, and the model does not accept it; or it does not say
+            which positions of a decoder are padding.
     """
     with plain_state.kept(model):
         return run_on(model, batch, forward)
@@ -87,6 +89,7 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
 
 def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     """Return the same as `run`, but leave the model's plain attributes as they are after the pass."""
+    require_decoder_mask(model, batch)
     try:
         output = (forward or default_forward)(model, batch)
     except RuntimeError as error:

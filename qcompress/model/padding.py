@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from qcompress.errors import DataError
 from qcompress.model import layers
+from qcompress.model.decoder_inputs import DECODER, MASK, has_decoder
 from qcompress.model.losses import Loss
-
-MASK, DECODER = "attention_mask", "decoder_"
 
 
 def real_positions(batch: Any, output: Tensor) -> Tensor | None:
@@ -36,7 +35,7 @@ def real_positions(batch: Any, output: Tensor) -> Tensor | None:
     """
     if not isinstance(batch, Mapping) or output.ndim < 3:
         return None
-    return _real(batch.get(f"{DECODER}{MASK}" if _has_decoder(batch) else MASK), output)
+    return _real(batch.get(f"{DECODER}{MASK}" if has_decoder(batch) else MASK), output)
 
 
 def at_real_positions(batch: Any, output: Tensor) -> Tensor:
@@ -48,20 +47,26 @@ def at_real_positions(batch: Any, output: Tensor) -> Tensor:
 def real_inputs(batch: Any, module: nn.Module, given: Tensor) -> Tensor | None:
     """Return which positions of a layer's input are real, as booleans ``(samples, positions)``; None if all are.
 
-    The input is ``(samples, positions, features)`` of a linear layer, or ``(samples, positions)`` of an embedding.
+    The input is ``(samples, positions, features)`` of a linear layer, or ``(samples, positions)`` of an embedding. If
+    it is flattened, to one row per position of one sample after the other, the result is ``(samples · positions,)``.
 
     Raises:
         DataError: a sample has no real position.
     """
-    if not isinstance(batch, Mapping) or _has_decoder(batch) or given.is_nested:
+    if not isinstance(batch, Mapping) or has_decoder(batch) or given.is_nested:
         return None
     linear = layers.kind_of(module) is nn.Linear or layers.has_inputs_first(module)
-    dims = 3 if linear else 2 if isinstance(module, nn.Embedding) else None
-    return _real(batch.get(MASK), given) if given.ndim == dims else None
-
-
-def _has_decoder(batch: Mapping[Any, Any]) -> bool:
-    return any(str(name).startswith(DECODER) for name in batch)
+    if not linear and not isinstance(module, nn.Embedding):
+        return None
+    mask, apart = batch.get(MASK), 3 if linear else 2
+    if given.ndim == apart:
+        return _real(mask, given)
+    if given.ndim != apart - 1 or not isinstance(mask, Tensor) or mask.ndim != 2:
+        return None
+    if mask.shape[1] == 1 or len(given) != mask.numel():
+        return None
+    real = _real(mask, given.view(*mask.shape, *given.shape[1:]))
+    return None if real is None else real.flatten()
 
 
 def _real(mask: Any, values: Tensor) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import qcompress
 from qcompress.agreement import agreement
 from qcompress.errors import DataError
+from qcompress.measuring.inputs.ranges import activation_ranges
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.losses import as_loss
 from qcompress.model.padding import real_inputs, real_positions
@@ -170,6 +171,29 @@ def test_layers_of_other_packages_and_ranges_of_activations_leave_padded_positio
         np.testing.assert_allclose(together.cost, apart.cost, rtol=0.02, atol=1e-2 * apart.cost.max())  # small changes
 
 
+def test_layers_that_are_given_flattened_rows_leave_padded_positions_out(tmp_path: Path) -> None:
+    more = {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 16, "pad_token_id": 0}
+    model, ids = in_memory(saved("OPT", tmp_path, **more)), tokens(4, 7).clamp(min=1)
+    mask = torch.tensor([[1] * length + [0] * (7 - length) for length in LENGTHS])
+    together = [{"input_ids": ids * mask, "attention_mask": mask}]
+    alone = [
+        {"input_ids": ids[index : index + 1, :length], "attention_mask": mask[index : index + 1, :length]}
+        for index, length in enumerate(LENGTHS)
+    ]
+    options, only = qcompress.prune_quantize(bits=(3,), sparsity=(0,), compensated=True), "*.fc?"
+    found, expected = (
+        qcompress.measure(model, data, options, only=only, method="sampled") for data in (together, alone)
+    )
+    assert found.num_inputs == expected.num_inputs == dict.fromkeys(found.num_inputs, sum(LENGTHS))
+    assert len(found.num_inputs) == 6
+    np.testing.assert_allclose(found.error, expected.error, rtol=1e-4)
+    np.testing.assert_allclose(
+        [ends for of_layer in activation_ranges(model, found.parts, together, None).values() for ends in of_layer],
+        [ends for of_layer in activation_ranges(model, found.parts, alone, None).values() for ends in of_layer],
+        rtol=1e-4,
+    )
+
+
 def test_layers_are_fitted_in_turn_to_real_positions_alone() -> None:
     model, (alone, padded) = seeded(Words), batches(lengths=(3, 7, 5, 7, 6, 2, 7, 4))
     measurement = qcompress.measure(model, alone, qcompress.prune_channels(keep=(0.5,)))
@@ -191,6 +215,58 @@ def test_an_encoder_with_a_decoder_has_its_outputs_where_the_decoder_has_words()
     real = real_positions({**batch, "decoder_attention_mask": other}, torch.zeros(2, 3, 5))
     assert real is not None
     assert real.tolist() == other.bool().tolist()
+
+
+def translator() -> nn.Module:
+    """An encoder and a decoder, which makes its inputs from labels where it is given none."""
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0, pad_token_id=0,
+        dropout_rate=0.0,
+    )  # fmt: skip
+    return seeded(lambda: transformers.T5ForConditionalGeneration(config)).eval()
+
+
+def pairs() -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Texts with labels, each alone and all padded to one batch, in which both sides are equally long."""
+    generator = torch.Generator().manual_seed(0)
+    alone, padded = [], []
+    for length, wanted in ((3, 7), (7, 4), (5, 7)):
+        ids, labels = (torch.randint(3, 40, (1, size), generator=generator) for size in (length, wanted))
+        alone.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+        sides = {name: (0, 7 - value.shape[1]) for name, value in alone[-1].items()}
+        fills = {"labels": -100}
+        padded.append(
+            {name: nn.functional.pad(value, sides[name], value=fills.get(name, 0)) for name, value in alone[-1].items()}
+        )
+    return alone, {name: torch.cat([sample[name] for sample in padded]) for name in padded[0]}
+
+
+def test_labels_of_a_decoder_whose_padding_is_not_told_are_refused() -> None:
+    model, (alone, padded) = translator(), pairs()
+    options, skip = qcompress.prune_quantize(bits=(3,), sparsity=(0,)), "shared"
+    with pytest.raises(DataError, match=r"add decoder_attention_mask=\(labels != -100\)"):
+        qcompress.measure(model, [alone[0], padded], options)
+    with pytest.raises(DataError, match="decoder_attention_mask"):
+        mean_loss(model, model, [padded], loss="kl")
+    expected = qcompress.measure(model, alone, options, skip=skip, method="direct")  # no padding, nothing to tell
+    mask = (padded["labels"] != -100).long()
+    made = model.prepare_decoder_input_ids_from_labels(padded["labels"])  # type: ignore[operator]
+    rest = {name: value for name, value in padded.items() if name != "labels"}
+    for told in ({**padded, "decoder_attention_mask": mask},
+                 {**rest, "decoder_input_ids": made, "decoder_attention_mask": mask}):  # fmt: skip
+        found = qcompress.measure(model, [told], options, skip=skip, method="direct")
+        np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-3, atol=1e-9)
+
+
+def test_labels_of_classes_and_of_models_without_a_decoder_say_nothing_of_padding() -> None:
+    from qcompress.model.decoder_inputs import require_decoder_mask
+
+    model, (_, padded) = translator(), pairs()
+    require_decoder_mask(nn.Linear(2, 2), padded)
+    require_decoder_mask(model, {**padded, "labels": torch.zeros(3, dtype=torch.long)})
+    require_decoder_mask(model, [padded["input_ids"], padded["labels"]])
 
 
 def test_a_sample_that_is_all_padding_is_refused() -> None:
@@ -218,6 +294,18 @@ def test_only_what_has_positions_is_padded() -> None:
     assert real_positions({"attention_mask": -1e9 * (1.0 - mask)}, torch.zeros(2, 3, 5)) is None  # added to scores
     assert real_positions([mask], torch.zeros(2, 3, 5)) is None
     assert real_inputs(batch, nn.Linear(5, 5), torch.zeros(2, 3, 4, 5)) is None  # three heads
+    assert real_inputs(batch, nn.Linear(5, 5), torch.zeros(2, 5)) is None  # one row per sample
+    single = {"attention_mask": torch.tensor([[1], [1]])}
+    assert real_inputs(single, nn.Linear(5, 5), torch.zeros(2, 5)) is None
+    flattened = (
+        (nn.Linear(5, 5), torch.zeros(6, 5)),
+        (nn.Linear(5, 5), torch.zeros(5, 6).t()),
+        (nn.Embedding(9, 2), torch.zeros(6, dtype=torch.long)),
+    )
+    for layer, flat in flattened:
+        rows = real_inputs(batch, layer, flat)
+        assert rows is not None
+        assert rows.tolist() == mask.flatten().bool().tolist()
     assert real_inputs(batch, nn.Conv1d(3, 5, 1), torch.zeros(2, 3, 5)) is None  # three channels
     real = real_inputs(batch, nn.Embedding(9, 2), torch.zeros(2, 3, dtype=torch.long))
     assert real is not None
