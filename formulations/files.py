@@ -55,9 +55,9 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
 def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path for a file or folder that moves to ``path`` only if the block ends without an error.
 
-    This is for other libraries that write to a path; the rules are those of `replacing`. A folder replaces only an
-    empty folder or a path that does not exist; with ``over_folder``, any folder: it is set aside, and put back if the
-    new one cannot take its place.
+    This is for other libraries that write to a path; the rules are those of `replacing`. A file replaces no folder, and
+    a folder only an empty folder or a path that does not exist; with ``over_folder``, any folder: it is set aside, and
+    put back if the new one cannot take its place.
 
     Raises:
         OSError: same as in `replacing`.
@@ -82,6 +82,8 @@ def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
                     shutil.copyfileobj(content, file)
                 return
             if target.is_dir():
+                if draft.is_file():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
                 _exchange(draft, target, Path(folder) / "earlier", over_folder=over_folder)
                 return
             if target.exists():

@@ -635,6 +635,17 @@ def test_a_copy_into_a_draft_that_fails_names_the_place_asked_for(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("over_folder", [False, True])
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path, over_folder):
+    (tmp_path / "empty").mkdir()
+    with (
+        pytest.raises(IsADirectoryError, match="empty'$"),
+        drafting(tmp_path / "empty", over_folder=over_folder) as place,
+    ):
+        place.write_bytes(b"new")
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["empty"]
+
+
 def test_a_folder_of_drafts_takes_the_place_of_an_empty_one_only(tmp_path):
     for name in ("new", "empty", "full"):
         goal = tmp_path / name

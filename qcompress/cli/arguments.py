@@ -82,15 +82,37 @@ ProblemFile = Annotated[
 
 def output_option(help: str) -> Any:  # noqa: A002  (name in typer)
     """Return the option ``--output``, ``-o``, for a file in a folder that exists."""
-    return typer.Option("--output", "-o", help=help, callback=_in_folder)
+    return typer.Option("--output", "-o", help=help, callback=a_file)
 
 
 def folder_option(help: str) -> Any:  # noqa: A002
     """Return the option ``--output``, ``-o``, for a folder, which is made with those around it."""
-    return typer.Option("--output", "-o", help=help)
+    return typer.Option("--output", "-o", help=help, callback=_a_folder)
 
 
-def _in_folder(output: Path | None) -> Path | None:
+def a_file(output: Path | None) -> Path | None:
+    """Return the path of a file to write unchanged.
+
+    Raises:
+        typer.BadParameter: it is a folder, or the folder around it does not exist.
+    """
+    if output is not None and output.is_dir():
+        raise typer.BadParameter(f"{str(output)!r} is a folder: name a file, such as one in it.")
+    return in_folder(output)
+
+
+def _a_folder(output: Path) -> Path:
+    """Return the path of a folder to write into unchanged.
+
+    Raises:
+        typer.BadParameter: it is a file.
+    """
+    if output.is_file():
+        raise typer.BadParameter(f"{str(output)!r} is a file: name a folder.")
+    return output
+
+
+def in_folder(output: Path | None) -> Path | None:
     """Return the path unchanged.
 
     Raises:

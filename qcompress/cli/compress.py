@@ -28,6 +28,15 @@ if TYPE_CHECKING:  # the measuring side is imported only by commands that measur
 
     from qcompress import Engine, Result
 
+ResultsOrFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder for all results. Default: runs/NAME, with the model's name. With --target, this is the "
+        "engine's file, and all other results go to --folder.",
+    ),
+]
 ResultsFolder = Annotated[
     Path | None,
     typer.Option(
@@ -52,13 +61,7 @@ def compress(
         str | None,
         typer.Option(metavar=arguments.CALLABLE, help="Metric: model -> float, reported before and after compression."),
     ] = None,
-    output: Annotated[
-        Path | None,
-        arguments.folder_option(
-            "Folder for all results. Default: runs/NAME, with the model's name. With --target, this is the engine's "
-            "file, and all other results go to --folder."
-        ),
-    ] = None,
+    output: ResultsOrFile = None,
     folder: ResultsFolder = None,
     as_json: arguments.AsJson = False,
 ) -> None:

@@ -50,7 +50,9 @@ def export(
     text: TextFile = None,
     length: Length = 512,
     setting: Settings = None,
-    output: Annotated[Path, arguments.output_option("The file or folder to write.")] = Path("model.out"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file or folder to write.", callback=arguments.in_folder)
+    ] = Path("model.out"),
     as_json: arguments.AsJson = False,
 ) -> None:
     """Write a compressed model as an engine's file.

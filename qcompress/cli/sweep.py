@@ -28,7 +28,9 @@ def sweep(
     ] = False,
     journal: arguments.JournalFile = None,
     output: Annotated[Path | None, arguments.output_option("Default: PROBLEM's name with .sweep.json.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the curve into this PNG file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the curve into this PNG file.", callback=arguments.a_file)
+    ] = None,
     as_json: arguments.AsJson = False,
 ) -> int:
     """Solve a problem at several budgets, from tight to loose, to see what more of a resource is worth.

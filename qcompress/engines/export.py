@@ -45,7 +45,8 @@ def export(
         example: a batch, for engines that trace the model.
 
     Raises:
-        EngineError: the engine is unknown, or does not support the model, a layer or an option.
+        EngineError: the engine is unknown, or does not support the model, a layer or an option; something else stands at
+            the path; or the model does not run on the example.
         ArtefactError: a compressed weight has been changed since compression.
         MissingError: a package of the engine is missing.
         OSError: the file cannot be written; no partial file is left.
@@ -77,9 +78,13 @@ def require_free(engine: Engine, goal: Path, *, own: bool = False) -> None:
         raise FileNotFoundError(2, "there is no such folder", str(goal.parent))
     if goal.is_file() and engine.writes_folder:
         raise EngineError(f"engine {engine.name!r} writes a folder, but {goal} is a file; name a new folder")
-    if goal.is_dir() and any(goal.iterdir()) and not (own and engine.writes_folder):
+    if goal.is_dir() and not engine.writes_folder:
         raise EngineError(
-            f"the folder {goal} is not empty; name a new file or folder. One is replaced only by 'compress' with the "
+            f"engine {engine.name!r} writes a file, but {goal} is a folder; name a file, such as one in it"
+        )
+    if goal.is_dir() and any(goal.iterdir()) and not own:
+        raise EngineError(
+            f"the folder {goal} is not empty; name a new folder. One is replaced only by 'compress' with the "
             "run folder (--folder) that it was written from, if nothing in it was changed"
         )
 

@@ -222,3 +222,27 @@ def test_a_folder_that_is_not_there_is_told_before_anything_runs(
     here: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "there is no folder 'nowhere' for out" in told([*words, "--output", "nowhere/out"], capsys, 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["measure", "zoo:a", "zoo:b"], ["apply", "zoo:a", "m.npz", "s.json"],
+        ["finetune", "zoo:a", "a.safetensors", "zoo:b"], ["formulate", "m.npz", "-b", "bytes=1"], ["solve", "p.npz"],
+        ["sweep", "p.npz"], ["sweep", "p.npz", "--plot", "there"], ["report", "run"],
+    ],
+)  # fmt: skip
+def test_a_folder_where_a_file_would_be_is_told_before_anything_runs(
+    here: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "there").mkdir()
+    words = words if "--plot" in words else [*words, "--output", "there"]
+    assert "'there' is a folder: name a file" in told(words, capsys, 2)
+
+
+def test_a_file_where_a_folder_would_be_is_told_before_anything_runs(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "there").touch()
+    told_of = told(["compare", "p.npz", "--output", "there"], capsys, 2)
+    assert "'there' is a file: name a folder" in told_of

@@ -179,12 +179,14 @@ def test_a_weight_that_was_changed_since_is_refused(measurement, tmp_path):
         qcompress.export(model, tmp_path / "small.toy", target=Toy())
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+@pytest.mark.parametrize("notes", [(), ("note",)])
+def test_a_folder_is_not_replaced_by_a_file(tmp_path, notes):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "note").write_text("mine")
-    with pytest.raises(EngineError, match="is not empty"):
+    for note in notes:
+        (tmp_path / "mine" / note).write_text("mine")
+    with pytest.raises(EngineError, match="'toy' writes a file, but .*mine is a folder; name a file"):
         qcompress.export(network(), tmp_path / "mine", target=Toy())
-    assert (tmp_path / "mine" / "note").read_text() == "mine"
+    assert tuple(path.name for path in (tmp_path / "mine").iterdir()) == notes
 
 
 def test_unknown_engines_settings_and_things_that_are_none_are_refused(tmp_path):
