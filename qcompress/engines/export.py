@@ -45,8 +45,8 @@ def export(
         example: a batch, for engines that trace the model.
 
     Raises:
-        EngineError: the engine is unknown, or does not support the model, a layer or an option; something else stands at
-            the path; or the model does not run on the example.
+        EngineError: the engine is unknown, or does not support the model, a layer or an option; something else stands
+            at the path; or the model does not run on the example.
         ArtefactError: a compressed weight has been changed since compression.
         MissingError: a package of the engine is missing.
         OSError: the file cannot be written; no partial file is left.

@@ -5,7 +5,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.engines.onnx_graph import OPSET
-from qcompress.errors import EngineError, ModelError
+from qcompress.errors import DataError, EngineError, ModelError
 from qcompress.model import forward as forwards
 from qcompress.transforms.activations import unrounded
 
@@ -83,7 +83,8 @@ def trace(model: nn.Module, example: Any) -> Any:
     mapping, of which the graph takes those that it reads, or else the names of the model's parameters.
 
     Raises:
-        EngineError: there is no example, or PyTorch cannot export the model; the message says why.
+        EngineError: there is no example, the model itself does not run on it or on two samples like it, or PyTorch
+            cannot export the model; the message says why.
     """
     if example is None:
         raise EngineError("engine 'onnxruntime' traces the model: give example=, a batch (--data on the command line)")
@@ -100,6 +101,7 @@ def trace(model: nn.Module, example: Any) -> Any:
                 dynamic_shapes=(shapes,),
             )  # fmt: skip
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            _require_running(model, batch, tensors, pair)
             raise EngineError(f"PyTorch cannot export {type(model).__name__} to ONNX: {_reason(error)}") from error
     assert program is not None  # noqa: S101
     proto = program.model_proto
@@ -110,6 +112,22 @@ def trace(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
         _leave_out_unread_inputs(proto.graph)
     return proto
+
+
+def _require_running(model: nn.Module, batch: Any, tensors: Iterable[Tensor], pair: Iterable[Tensor]) -> None:
+    """Check that a model runs on a batch, and on two samples like the one in it: no exporter is to blame if not.
+
+    Raises:
+        EngineError: the model's own error.
+    """
+    run = Traced(model, batch)
+    try:
+        with forwards.first_pass(batch, "the example"):
+            run(*tensors)
+        with forwards.first_pass(list(pair), "the example's sample twice, which exporting needs"):
+            run(*pair)
+    except DataError as error:
+        raise EngineError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -314,6 +314,31 @@ def test_a_model_that_pytorch_cannot_export_is_refused_in_one_line_and_nothing_i
     assert list(tmp_path.iterdir()) == []
 
 
+class Failing(nn.Module):
+    """Raises an error of its own, always or for more than one sample."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.fc, self.most = nn.Linear(4, 4), most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise ValueError("that is too much")
+        return self.fc(x)
+
+
+@pytest.mark.parametrize(
+    ("most", "told"),
+    [
+        (0, r"accept the example \(a tensor of shape \(1, 4\)\)"),
+        (1, "accept the example's sample twice, which .* needs"),
+    ],
+)
+def test_an_error_of_the_model_itself_is_not_blamed_on_the_exporter(most: int, told: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=f"{told}.*: ValueError: that is too much"):
+        qcompress.export(Failing(most), tmp_path / "x", target=EXACT, example=torch.ones(1, 4))
+
+
 def test_batches_that_only_forward_understands_are_refused_before_measuring() -> None:
     model, batches = Chain(nn.Linear(4, 4)).eval(), [{"pixels": torch.randn(2, 4)}]
     with pytest.raises(EngineError, match="does not accept .* without forward=: give batches that the model takes"):
