@@ -82,4 +82,4 @@ def _announce_compilation() -> None:
 
 @cache
 def _tell() -> None:
-    _logger.warning("qcompress: compiling numerical kernels; this happens once on a machine and takes up to a minute")
+    _logger.warning("qcompress: compiling numerical kernels on their first use; this takes up to a minute")

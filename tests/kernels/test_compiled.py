@@ -80,6 +80,6 @@ def test_compiling_is_told_in_one_line_on_stderr_and_only_where_something_is_com
 
     first, second = run(), run()
     assert first[0] == second[0] == "2 3 3.0\n"
-    assert first[1].startswith("qcompress: compiling numerical kernels")
+    assert first[1].startswith("qcompress: compiling numerical kernels on their first use; this takes")
     assert first[1].count("\n") == 1
     assert second[1] == ""
