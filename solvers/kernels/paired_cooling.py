@@ -6,10 +6,7 @@ from numpy.typing import NDArray
 from solvers.kernels.compiled import compiled
 from solvers.kernels.cooling import PAIRED, Schedule, below, draw, other
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, cross, delta, objective, switch
-from solvers.kernels.paired_uses import PairedUses, begin_uses, cross_use, switch_uses, use_change
-
-MARGIN = 1e-11
-"""Distance from a budget, in its unit, that a record keeps, because running sums of uses accumulate rounding errors."""
+from solvers.kernels.paired_uses import PairedUses, begin_uses, cross_use, excess, switch_uses, use_change
 
 
 @compiled
@@ -43,7 +40,7 @@ def cool_paired(
     value = objective(a, chosen, total, field)
     num_budgets, num_free = len(u.limit), len(free)
     for step in range(steps):
-        if value < best_value - 1e-12 * abs(value) and _within(u, usage):
+        if value < best_value - 1e-12 * abs(value) and excess(u, usage) <= 0.0 and _fits_anew(a, u, chosen):
             best_value = value
             best[:] = chosen
         temperature *= ratio
@@ -82,9 +79,16 @@ def cool_paired(
 
 
 @compiled
-def _within(u: PairedUses, usage: Floats) -> bool:
-    """Whether every budget holds with a margin."""
-    for k in range(len(usage)):  # noqa: SIM110 - numba compiles a plain loop best
-        if usage[k] > u.limit[k] - MARGIN * u.unit[k]:
+def _fits_anew(a: Arrays, u: PairedUses, chosen: Integers) -> bool:
+    """Whether every budget holds, with uses summed afresh (a running sum accumulates rounding errors)."""
+    for k in range(len(u.limit)):
+        usage = 0.0
+        for v in chosen:
+            usage += u.use[v, k]
+            for entry in range(u.indptr[v], u.indptr[v + 1]):
+                partner = u.indices[entry]
+                if partner > v and chosen[a.group_of[partner]] == partner:
+                    usage += u.data[entry, k]
+        if usage > u.limit[k]:
             return False
     return True
