@@ -1,6 +1,6 @@
 """Calibration: a model with the data, the forward function and the loss that it is measured with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class Calibration:
     def __post_init__(self) -> None:
         require_usable(self.model)
         forwards.checked_data(self.data)
-        for batch in self.data if isinstance(self.data, Sequence) else ():  # before a long run ends at a later one
+        for batch in self.data if isinstance(self.data, (list, tuple)) else ():  # before a long run ends at a later one
             require_decoder_mask(self.model, batch)
         object.__setattr__(self, "seed", as_whole(self.seed, "seed", least=0))
         if self.forward is not None and not callable(self.forward):

@@ -154,7 +154,7 @@ def test_measuring_again_gives_the_same_and_a_cut_run_goes_on(joint: Measurement
         def __iter__(self):  # type: ignore[no-untyped-def]
             self.passes += 1
             for index, batch in enumerate(list.__iter__(self)):
-                if self.passes == 6 and index == 2:  # the passes before are first batches, counts and moments
+                if self.passes == 7 and index == 2:  # before: a check, first batches, counts and moments
                     raise Cut
                 yield batch
 
