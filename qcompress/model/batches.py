@@ -22,7 +22,7 @@ def samples(batch: Any) -> Iterator[Any]:
 
 
 def as_float32(batch: Any) -> Any:
-    """Convert what is in half precision to float32.
+    """Convert what is in half precision to float32; a batch or a part of it without any is returned itself.
 
     >>> as_float32({"x": torch.ones(1, dtype=torch.bfloat16), "ids": torch.ones(1, dtype=torch.int64)})
     {'x': tensor([1.]), 'ids': tensor([1])}
@@ -30,9 +30,12 @@ def as_float32(batch: Any) -> Any:
     if isinstance(batch, Tensor):
         return batch.float() if batch.dtype in (torch.bfloat16, torch.float16) else batch
     if isinstance(batch, Mapping):
-        return {key: as_float32(value) for key, value in batch.items()}
+        entries = {key: as_float32(value) for key, value in batch.items()}
+        return batch if all(entries[key] is value for key, value in batch.items()) else entries
     if isinstance(batch, (tuple, list)):
-        return [as_float32(value) for value in batch]
+        items = [as_float32(value) for value in batch]
+        same = all(item is value for item, value in zip(items, batch, strict=True))
+        return batch if same else tuple(items) if isinstance(batch, tuple) else items
     return batch
 
 

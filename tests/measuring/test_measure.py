@@ -84,6 +84,22 @@ def test_embeddings_agree_for_whole_tables_and_blocks_of_the_vocabulary() -> Non
         np.testing.assert_allclose(gram(fisher), gram(direct), rtol=1e-3, atol=1e-7)
 
 
+def test_a_forward_that_asks_for_half_precision_is_measured_in_it() -> None:
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        if batch.dtype != torch.bfloat16:
+            raise TypeError("give bfloat16")
+        output: Tensor = model(batch)
+        return output
+
+    half = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))).bfloat16()
+    data, options = (
+        [torch.randn(16, 6, generator=torch.Generator().manual_seed(0)).bfloat16()],
+        prune_quantize(bits=(4,)),
+    )
+    for method in ("fisher", "sampled"):
+        assert not measure(half, data, options, method=method, forward=forward).tried
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_rounding_inside_a_network_of_half_precision_is_not_taken_for_a_wrong_gradient(seed: int) -> None:
     torch.manual_seed(seed)

@@ -21,3 +21,9 @@ def test_half_precision_is_widened_in_any_nesting_and_nothing_else_is() -> None:
     assert found[0]["a"].dtype == torch.float32
     assert found[1][0] is whole
     assert found[1][1] == "text"
+
+
+def test_what_holds_no_half_precision_is_returned_itself() -> None:
+    whole = UserDict({"ids": torch.ones(2, dtype=torch.int64), "more": (torch.ones(2), ["text"])})
+    assert as_float32(whole) is whole
+    assert isinstance(as_float32((torch.ones(1).half(), 3)), tuple)

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.errors import DataError
 from qcompress.measuring.candidates import Layer
 from qcompress.measuring.effects import Effects, curvature_points, exact_effects, option_costs, softened_costs
 from qcompress.measuring.methods import evidence
@@ -247,8 +246,8 @@ class Fisher:
                 given = as_float32(batch)
                 try:
                     point = forwards.run(self._model, given, self._forward) if wide else None
-                except (RuntimeError, DataError):
-                    point = None  # the model's own code asks for half precision
+                except Exception:  # any error of a model or forward that asks for half precision
+                    point = None
             if point is not None and point.shape == run.point.shape and not evidence.half(point):
                 again = partial(forwards.run, self._model, given, self._forward)
                 return Moves(run=again, point=point, probes=run.probes, rounded=False, tolerance=tolerance)
