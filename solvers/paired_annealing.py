@@ -1,4 +1,4 @@
-"""Annealing of choices whose budgets have pair terms, with the true uses: what a price per unit cannot tell.
+"""Annealing of choices whose budgets have pair terms, with the true uses: it finds what no price leads to.
 
 Chains are cooled one after the other, by turns from random choices and from the best one so far. They may exceed a
 budget at a price that adapts (`solvers.kernels.paired_cooling`).
@@ -42,8 +42,7 @@ def anneal_paired(search: Search, a: Arrays, u: PairedUses) -> None:
         return
     hot, price = _scales(a, u, _random_choice(a, search))
     for number in itertools.count():
-        over = search.proven() or search.expired() or (number == COOLINGS and np.isinf(search.remaining()))
-        if over:
+        if search.proven() or search.expired() or (number == COOLINGS and np.isinf(search.remaining())):
             break
         chosen, warmth = _random_choice(a, search), 1.0
         if number % 2 and search.choice is not None:

@@ -45,7 +45,7 @@ PRICE_SHARE, PRICE_S = 0.4, 60.0
 """Maximum fraction of the remaining time, and maximum time in seconds, for finding the prices."""
 
 ANNEAL_SHARE = 0.5
-"""Fraction of the time that solvers would get at prices in which choices are annealed with the true uses."""
+"""Fraction of the solvers' time at prices that goes to annealing with the true uses instead."""
 
 LINEAR_SHARE, LINEAR_S = 0.5, 60.0
 """Minimum fraction of the remaining time of a turn on the linear statement, and its time in seconds without a limit."""
@@ -96,7 +96,7 @@ def solve_paired(
     share = 1.0 if linear is None else 1.0 - LINEAR_SHARE
     _solve_at_prices(within, prices, attack, share * (1.0 - ANNEAL_SHARE) if anneal else share)
     if anneal and not (search.proven() or search.expired()):
-        within.anneal(share if linear is None else ANNEAL_SHARE * share / (1.0 - share * (1.0 - ANNEAL_SHARE)))
+        within.anneal(ANNEAL_SHARE * share / (1.0 - share * (1.0 - ANNEAL_SHARE)))
     if prove is not None and linear is not None and not (search.proven() or search.expired()):
         _solve_linear(linear, search, prove, LINEAR_S if np.isinf(search.remaining()) else None)
     if not (search.proven() or search.expired()):

@@ -34,8 +34,9 @@ def as_float32(batch: Any) -> Any:
         return batch if all(entries[key] is value for key, value in batch.items()) else entries
     if isinstance(batch, (tuple, list)):
         items = [as_float32(value) for value in batch]
-        same = all(item is value for item, value in zip(items, batch, strict=True))
-        return batch if same else tuple(items) if isinstance(batch, tuple) else items
+        if all(item is value for item, value in zip(items, batch, strict=True)):
+            return batch
+        return tuple(items) if isinstance(batch, tuple) else items
     return batch
 
 

@@ -23,16 +23,8 @@ def cool_paired(
 ) -> float:
     """Anneal from ``chosen`` for ``schedule.steps`` moves; return the objective of the best choice so far.
 
-    Args:
-        a: the problem without budgets.
-        u: uses and limits of its budgets.
-        free: groups with more than one option; at least one group.
-        chosen: ``(G,)`` flat options, modified in place.
-        price: ``(K,)`` prices per unit of excess, modified in place.
-        state: ``(1,)`` state of the random number generator, not zero, modified in place.
-        schedule: number of moves, temperatures and change of prices.
-        best: ``(G,)`` the best choice within the budgets so far, modified in place.
-        best_value: objective of ``best`` without offset, or `NO_BEST`.
+    The arguments are those of `solvers.kernels.cooling.cool`, with the problem without budgets in ``a`` and the uses
+    and limits of its budgets in ``u``.
     """
     temperature, ratio, steps, rate = schedule
     total, field, none = begin(a, chosen)

@@ -28,8 +28,8 @@ DENSE = 0.5
 """Fraction of coupled pairs above which a model is embedded as if all pairs were coupled, which needs no search."""
 
 NEARLY_COMPLETE, HOPELESS = 0.9, 1.5
-"""Nothing is searched for a model with at least this fraction of coupled pairs and more than so many times the
-variables of the largest clique; a search rarely fits more than a few variables more than that clique has."""
+"""No embedding is searched for if at least this fraction of the pairs is coupled and the model has more than this many
+times the variables of the largest clique; a search rarely fits many more."""
 
 WITHOUT_CHAINS = "clique"
 """An artificial topology in which all qubits are connected."""
