@@ -28,6 +28,7 @@ from qcompress.measuring.methods.calls import Call, Recorder, response
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradient_check import widened
 from qcompress.measuring.methods.moves import Moves
+from qcompress.measuring.methods.norms import quick_norms
 from qcompress.measuring.methods.products import Place, shares
 from qcompress.measuring.methods.stacks import effects_of_stacks
 from qcompress.model import forward as forwards
@@ -138,6 +139,7 @@ class Fisher:
             try:
                 with (
                     torch.enable_grad(),
+                    quick_norms(self._model),
                     recorder.recording(self._model, [p for layer in linear for p in layer.modules]),
                 ):
                     output = forwards.run(self._model, batch, self._forward)
