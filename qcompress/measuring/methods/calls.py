@@ -125,7 +125,7 @@ def rerun(call: Call, weight: Tensor, *, bias: bool = True, activations: Activat
     module, parameters = call.module, call.module._parameters
     changed = {**parameters, "weight": weight}
     if not bias and (bias_now := parameters.get("bias")) is not None:
-        changed["bias"] = torch.zeros_like(bias_now)
+        changed["bias"] = None if isinstance(module, layers.CONVOLUTIONS) else torch.zeros_like(bias_now)
     device, dtype = call.autocast or (weight.device.type, None)
     module.__dict__["_parameters"] = changed
     try:

@@ -11,7 +11,8 @@ layer for which it is not are evaluated one by one instead, with the same probes
 """
 
 import contextlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from qcompress.measuring.candidates import Layer
 from qcompress.measuring.effects import Effects, curvature_points, exact_effects, option_costs, softened_costs
-from qcompress.measuring.methods import evidence
+from qcompress.measuring.methods import convolved, evidence
 from qcompress.measuring.methods.calls import Call, Recorder, response
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradient_check import widened
@@ -276,13 +277,16 @@ class Fisher:
         of_move: Tensor | None = None
         for start in range(0, max(len(changing), 1), CHUNK):
             options = changing[start : start + CHUNK]
-            changes = [
-                response(call, candidates.layer_change(layer, option), candidates.activations(layer, option))
-                for option in options
-            ]
+            rounding = [candidates.activations(layer, option) for option in options]
+            changes: Iterator[Tensor] = map(partial(candidates.layer_change, layer), options)  # lazily: may be large
             if of_move is None:  # together with the first options, as every product stacks the gradients
-                changes.insert(0, response(call, move))
-            products = shares(call, gradients, changes, place, num_samples, starts).cpu()
+                rounding, changes = [None, *rounding], itertools.chain([move], changes)
+            plain = len(starts) == 1 and all(activations is None for activations in rounding)
+            if plain and convolved.fits(call, gradients, len(rounding), place):
+                products = convolved.shares_of_changes(call, gradients, list(changes), num_samples).cpu()
+            else:
+                responses = [response(call, *changed) for changed in zip(changes, rounding, strict=True)]
+                products = shares(call, gradients, responses, place, num_samples, starts).cpu()
             if of_move is None:
                 of_move, products = products[0].float().sum(0), products[1:]
             for option, by_part in zip(options, products.numpy(), strict=True):
