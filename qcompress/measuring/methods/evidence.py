@@ -55,8 +55,8 @@ def place_of(call: Call, gradient: Tensor, scaled: Tensor, factors: Tensor) -> P
             continue
         shape = [1] * gradient.ndim
         shape[dim] = length
-        expected = gradient * factors.repeat_interleave(length // samples).reshape(shape)
-        if float((scaled - expected).norm()) <= tolerance:
+        factor = factors.repeat_interleave(length // samples).reshape(shape)
+        if float(torch.addcmul(scaled, gradient, factor, value=-1).norm()) <= tolerance:
             return Place(dim=dim)
     by_position, by_position_scaled = (
         value.movedim(channels, -1).reshape(-1, value.shape[channels]) for value in (gradient, scaled)
