@@ -51,7 +51,7 @@ COLUMNS = {
 def encode(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Normalised means over words. Position ids are given per sentence, so that they have a batch dimension."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    positions = torch.arange(ids.shape[1]).expand(ids.shape)
+    positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
     states = model(
         input_ids=ids, attention_mask=mask, token_type_ids=torch.zeros_like(ids), position_ids=positions
     ).last_hidden_state

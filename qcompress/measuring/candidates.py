@@ -19,15 +19,13 @@ from torch import Tensor, nn
 
 from qcompress.errors import ModelError
 from qcompress.measuring.kept_codes import NOTHING_KEPT, KeptCodes
-from qcompress.measuring.memory import Returning, return_free_memory
+from qcompress.measuring.memory import Returning, return_free_memory, room_on
+from qcompress.model.forward import device_of
 from qcompress.model.parts import Part, weights_of
 from qcompress.model.sites import WEIGHT, Site
 from qcompress.options import Options
 from qcompress.transforms.activations import Activations
 from qcompress.transforms.base import Ranges, Transform
-
-DECODED = 1 << 28  # bytes of decoded options that are cached
-
 
 Codes = dict[tuple[int, int], dict[str, Tensor]]
 
@@ -196,7 +194,7 @@ def fitted(
     num_inputs: Mapping[str, float] = MappingProxyType({}),
     squares: Mapping[str, Tensor] = MappingProxyType({}),
     on_encode: Callable[[EncodeProgress], None] | None = None,
-    decoded_bytes: int = DECODED,
+    decoded_bytes: int | None = None,
     ranges: Mapping[str, Ranges] = MappingProxyType({}),
     kept: KeptCodes = NOTHING_KEPT,
 ) -> tuple[Candidates, NDArray[np.float64]]:
@@ -210,7 +208,8 @@ def fitted(
         num_inputs: number of inputs that the moments are averaged over.
         squares: mean squares of the input columns of layers, by `Part.path`.
         on_encode: called after every part.
-        decoded_bytes: bytes up to which the decoded options are kept, if all of them fit.
+        decoded_bytes: bytes up to which the decoded options are kept, if all of them fit; by default `room_on` the
+            model's device.
         ranges: ranges of the layers' activations, by `Part.path`.
         kept: options that an earlier run encoded, and where this run keeps its own.
 
@@ -252,14 +251,18 @@ def fitted(
     def rows(part: int, option: int) -> Tensor:
         if (part, option) in decoded:
             return decoded[part, option]
-        target, weight = parts[part].target, parts[part].weight(model)
-        changed = transforms[part][option].decode(codes[part, option], target).to(weight)
+        transform, target, weight = transforms[part][option], parts[part].target, parts[part].weight(model)
+        stored = codes[part, option]
+        if transform.decodes_anywhere:  # codes are a fraction of the rows, which an accelerator also restores faster
+            stored = {name: array.to(weight.device) for name, array in stored.items()}
+        changed = transform.decode(stored, target).to(weight)
         if all_fit:
             decoded[part, option] = changed
         return changed
 
     candidates = Candidates(model, parts, transforms, rows, [0] * len(parts), codes)
-    all_fit = candidates.decoded_bytes <= decoded_bytes
+    room = room_on(device_of(model)) if decoded_bytes is None else decoded_bytes
+    all_fit = candidates.decoded_bytes <= room
     return candidates, np.array(errors)
 
 

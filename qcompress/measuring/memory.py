@@ -5,9 +5,25 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from qcompress.errors import OptionsError
 
 SHOWN = 3
+
+HELD = 1 << 28
+"""Bytes of decoded options, or of gradients, that are held in the machine's memory."""
+
+
+def room_on(device: torch.device) -> int:
+    """Return how many bytes of decoded options, or of gradients, are held on a device.
+
+    That is `HELD`, or an eighth of what is free on an accelerator.
+
+    >>> room_on(torch.device("cpu"))
+    268435456
+    """
+    return max(HELD, torch.cuda.mem_get_info(device)[0] // 8) if device.type == "cuda" else HELD
 
 
 def available_bytes() -> int | None:

@@ -278,7 +278,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without parameter gradients inside; every flag is restored afterwards.
 
     Compiled code runs uncompiled, so that every layer is called. Accelerators compute float32 operations in full
-    float32: losses are small differences of outputs, for which TensorFloat-32 is too coarse.
+    float32: losses are small differences of outputs, for which TensorFloat-32 is too coarse. See also
+    `recurrent_gradients`.
     """
     training = [(module, module.training) for module in model.modules()]
     needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -286,13 +287,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     for parameter, _ in needed:
         parameter.requires_grad_(False)
     try:
-        with _not_compiled(), _full_precision():
+        with _not_compiled(), _full_precision(), recurrent_gradients(model):
             yield
     finally:
         for module, flag in training:
             module.training = flag
         for parameter, flag in needed:
             parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def recurrent_gradients(model: nn.Module) -> Iterator[None]:
+    """Let gradients pass through recurrent layers in evaluation mode, for which cuDNN has no backward pass."""
+    enabled = torch.backends.cudnn.enabled
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
 
 
 @contextlib.contextmanager

@@ -44,6 +44,15 @@ def drawn_scores(p: Tensor, generator: torch.Generator) -> Tensor:
     return scores.mul_(factor * random_signs(tuple(top.shape), p, generator))
 
 
+def random_numbers(shape: torch.Size, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return normally distributed numbers for a check, in the dtype of ``like``; an accelerator draws its own."""
+    if like.device.type != "cuda":
+        return torch.randn(shape, generator=generator).to(like)
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    there = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(shape, generator=there, device=like.device).to(like)
+
+
 def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
     """Return random signs, drawn on the CPU so that they are the same for every device."""
     drawn = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)

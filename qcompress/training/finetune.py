@@ -146,7 +146,8 @@ def finetune(
     if cache is not None:
         settings = [steps, learning_rate, patience, penalty]
         file = Checkpoint(Path(cache), _key(settings, calibration, teacher, looked_at), student)
-    _train(objective, schedule, file, on_progress)
+    with forwards.recurrent_gradients(student):
+        _train(objective, schedule, file, on_progress)
     return student
 
 

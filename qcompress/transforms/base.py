@@ -248,7 +248,13 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Transform(Offer):
-    """One way to store a weight. Subclasses are frozen dataclasses."""
+    """One way to store a weight. Subclasses are frozen dataclasses.
+
+    Attributes:
+        decodes_anywhere: whether `decode` also takes arrays on an accelerator, and restores the rows there.
+    """
+
+    decodes_anywhere: ClassVar[bool] = False
 
     @abstractmethod
     def why_not(self, target: Target) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qcompress import compress, mean_loss, measure, prune_quantize
 from qcompress.errors import DataError, ModelError
-from qcompress.model.forward import default_forward, run
+from qcompress.model.forward import default_forward, evaluating, run
 from qcompress.model.steady import Steady
 from tests.measuring.methods.test_evidence import FINE, inputs, true_costs, words
 
@@ -265,3 +265,12 @@ def test_batches_of_another_dtype_than_the_weights_are_named(weights: str, input
         DataError, match=f"a batch of {inputs_dtype}, because its weights are {weights}: convert the batches"
     ):
         measure(model, [batch], prune_quantize(bits=(4,)))
+
+
+def test_recurrent_layers_run_without_cudnn_which_has_no_gradients_in_evaluation_mode() -> None:
+    seen = {}
+    for name, model in {"recurrent": nn.Sequential(nn.LSTM(2, 2)), "plain": nn.Linear(2, 2)}.items():
+        with evaluating(model):
+            seen[name] = torch.backends.cudnn.enabled
+    assert seen == {"recurrent": False, "plain": torch.backends.cudnn.enabled}
+    assert torch.backends.cudnn.enabled

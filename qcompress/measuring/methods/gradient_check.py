@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from qcompress.measuring.memory import Returning, return_free_memory
 from qcompress.measuring.methods import evidence
+from qcompress.model.scores import random_numbers
 
 STEPS = 3e-3, 3e-4, 3e-5
 """How far a weight is moved, relative to its size; a later step is tried if those before are not linear enough."""
@@ -186,7 +187,7 @@ class _Probes:
     def each(self, output: Tensor) -> Iterator[Tensor]:
         """Yield the weights of every sum, in the shape of the output."""
         for seed in self._seeds:
-            yield torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output)
+            yield random_numbers(output.shape, output, torch.Generator().manual_seed(seed))
 
     def sums(self, output: Tensor) -> Tensor:
         """``(probes,)`` sums of the output."""

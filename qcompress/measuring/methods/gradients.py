@@ -15,14 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.measuring.candidates import DECODED, Candidates, Layer
-from qcompress.measuring.memory import Returning
+from qcompress.measuring.candidates import Candidates, Layer
+from qcompress.measuring.memory import Returning, room_on
 from qcompress.measuring.methods.calls import Call, autocast_of, response
+from qcompress.model.forward import device_of
 from qcompress.model.sites import Site
 from qcompress.transforms.activations import Activations
 
 CHUNK = 1 << 16
 """Weights that are multiplied at a time, which stay in the processor's cache for all samples."""
+
+CHUNK_THERE = 1 << 24
+"""The same on an accelerator, where few large operations are fast."""
 
 STACKED = 1 << 26
 """Bytes of the changes of several options that are multiplied together."""
@@ -61,13 +65,14 @@ class Gradients:
     Args:
         model: the model.
         candidates: its options.
-        room: bytes of changes and gradients that may be held.
+        room: bytes of changes and gradients that may be held; by default `room_on` the model's device.
 
     Attributes:
         reached: for every column, the layers with a gradient that is not zero.
     """
 
-    def __init__(self, model: nn.Module, candidates: Candidates, room: int = DECODED) -> None:
+    def __init__(self, model: nn.Module, candidates: Candidates, room: int | None = None) -> None:
+        room = room_on(device_of(model)) if room is None else room
         self._model, self._candidates = model, candidates
         self._stacks: dict[tuple[int, int], Tensor] | None = {} if candidates.decoded_bytes <= room else None
         self._room = room if self._stacks is None else room - candidates.decoded_bytes
@@ -201,11 +206,12 @@ def _products(changes: Tensor, slices: list[tuple[Tensor | None, Tensor]]) -> ND
     """Products of changes ``(options, rows, weights per row)`` with gradients of all or some rows, one row each."""
     flat = changes.flatten(1)
     sums = torch.zeros(len(slices), len(changes), dtype=torch.float64, device=changes.device)
-    for start in range(0, flat.shape[1], CHUNK):
-        chunk = flat[:, start : start + CHUNK].float()
+    size = CHUNK if changes.device.type == "cpu" else CHUNK_THERE
+    for start in range(0, flat.shape[1], size):
+        chunk = flat[:, start : start + size].float()
         for number, (rows, values) in enumerate(slices):
             if rows is None:
-                sums[number] += torch.mv(chunk, values[start : start + CHUNK])
+                sums[number] += torch.mv(chunk, values[start : start + size])
     for number, (rows, values) in enumerate(slices):
         if rows is not None:
             sums[number] += torch.mv(changes[:, rows].flatten(1).float(), values)

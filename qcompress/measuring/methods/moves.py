@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.measuring.methods import evidence
+from qcompress.model.scores import random_numbers
 
 LARGEST_SHARE = 10.0
 """Largest factor by which a layer is moved farther, or less far, to change the outputs as much as the others."""
@@ -56,7 +57,7 @@ class Moves:
     def draw(self, index: int, weight: nn.Parameter, generator: torch.Generator) -> Tensor:
         """Draw the move of a layer, and return it."""
         values = weight.detach()
-        noise = torch.randn(values.shape, generator=generator).to(values)
+        noise = random_numbers(values.shape, values, generator)
         self.weights[index] = weight
         self.changes[index] = noise * (self.step * float(values.float().square().mean().sqrt()))
         self.predicted[index] = torch.zeros(len(self.point), len(self.probes))

@@ -37,6 +37,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.batches import as_float32, samples
 from qcompress.model.padding import at_real_positions
 from qcompress.model.samples import same_outputs
+from qcompress.model.scores import random_numbers
 
 
 class WeightGradients:
@@ -190,7 +191,7 @@ class WeightGradients:
         generator = torch.Generator().manual_seed(0)
         try:
             for weight, original in zip(weights, before, strict=True):
-                noise = torch.randn(weight.shape, generator=generator).to(original)
+                noise = random_numbers(weight.shape, original, generator)
                 weight.add_(noise * original.float().square().mean().sqrt().to(original))
             moved = forwards.run(self._model, batch, self._forward)
         finally:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from formulations.files import AnyPath
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring.candidates import DECODED, Candidates, EncodeProgress, fitted
+from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
+from qcompress.measuring.memory import HELD
 from qcompress.measuring.methods import evidence
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
@@ -76,7 +77,7 @@ def measure_streamed(
         inventory, output = surveyed(sweep, run, offered, calibration.loss)
         options, notes = calibrated_options(inventory.parts, offered)
         require_supported(inventory.parts, [options[part.name].offers for part in inventory.parts])
-        room = room_left(limit, resident_bytes(), unit_forecasts(sweep, inventory.parts, options, output), DECODED)
+        room = room_left(limit, resident_bytes(), unit_forecasts(sweep, inventory.parts, options, output), HELD)
 
         def work_out(parts: Sequence[Part], block: int | None) -> tuple[Candidates, NDArray[np.float64]]:
             offers = {part.name: options[part.name].offers for part in parts}

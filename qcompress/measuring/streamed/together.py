@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.measuring.candidates import DECODED, Candidates
+from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import Effects
-from qcompress.measuring.memory import return_free_memory
+from qcompress.measuring.memory import HELD, return_free_memory
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.methods.weight_gradients import WeightGradients
@@ -33,7 +33,7 @@ from qcompress.model.losses import CallableLoss
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Keep
 
-HELD_BYTES = DECODED // 2
+HELD_BYTES = HELD // 2
 """Bytes of gradients that are held until options are decoded for them, whatever the number of samples."""
 
 ROUND_BYTES = 1 << 30
@@ -97,7 +97,7 @@ class TogetherGradients(WeightGradients):
         candidates = self._candidates
         rounding = any(option.activations is not None for options in candidates.transforms for option in options)
         on_gpu = any(weight.is_cuda for weight in self._model.parameters())
-        fits = candidates.decoded_bytes <= DECODED
+        fits = candidates.decoded_bytes <= HELD
         return not (rounding or on_gpu or fits or isinstance(self._loss, CallableLoss))
 
     def _how_many(self, sample: Any, generator: torch.Generator) -> int:

@@ -1,24 +1,21 @@
 """ggml's own encoders and decoders, called in its shared library (the package ``libggml-python``).
 
 ggml ends the whole process when it is misused, so everything is checked before a call. Rows are independent of each
-other and ggml's calls release Python's global lock: they are distributed over as many threads as torch uses.
+other and ggml's calls release Python's global lock, so several threads share them.
 """
 
 import ctypes
 import functools
 import importlib.util
-import itertools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from qcompress.errors import MissingError, ModelError
 from qcompress.transforms.ggml.types import LARGEST, TYPES
+from qcompress.transforms.threads import over_rows
 
 
 class _Traits(ctypes.Structure):
@@ -70,7 +67,7 @@ def encode(name: str, rows: NDArray[np.float32], importance: NDArray[np.float32]
             kind.number, rows[start:].ctypes.data, blocks[start:].ctypes.data, 0, stop - start, length, weights
         )
 
-    _shared_out(chunk, channels)
+    over_rows(chunk, channels, length)
     return blocks
 
 
@@ -98,7 +95,7 @@ def decode(name: str, blocks: NDArray[np.uint8], length: int) -> NDArray[np.floa
     def chunk(start: int, stop: int) -> None:
         to_float(blocks[start:].ctypes.data, rows[start:].ctypes.data, (stop - start) * length)
 
-    _shared_out(chunk, len(blocks))
+    over_rows(chunk, len(blocks), length)
     return rows
 
 
@@ -113,17 +110,6 @@ def _weights(importance: NDArray[np.float32], length: int) -> NDArray[np.float32
         raise ModelError(f"the importance of columns must be {length} finite numbers that are not negative")
     mean = wide.mean()
     return np.ascontiguousarray(np.maximum(wide / mean, 1e-6), dtype=np.float32) if mean > 0 else None
-
-
-def _shared_out(chunk: Callable[[int, int], None], channels: int) -> None:
-    workers = max(1, min(torch.get_num_threads(), channels))
-    if workers == 1:
-        if channels:
-            chunk(0, channels)
-        return
-    bounds = np.linspace(0, channels, 4 * workers + 1).astype(int).tolist()
-    with ThreadPoolExecutor(workers) as threads:
-        list(threads.map(lambda pair: chunk(*pair) if pair[0] < pair[1] else None, itertools.pairwise(bounds)))
 
 
 @functools.cache

@@ -23,9 +23,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompress.transforms.quantize.grid import Grid
+from qcompress.transforms.threads import over_rows
 from solvers.kernels.compiled import compiled
 
 SHRINKAGE = 0.01  # the minimum: GPTQ's damping
@@ -151,10 +153,14 @@ def refit(
 
 def descend(codes: Tensor, grid: Grid, kept: Tensor, gradient: Tensor, metric: Tensor) -> None:
     """Set each code to its best value in turn, in place; also updates ``gradient``, ``(rows - codes·scales)·C``."""
-    _descend(
-        codes.numpy(), gradient.numpy(), grid.scales.numpy(), kept.numpy(), metric.numpy(), grid.low.numpy(),
-        grid.high.numpy(), grid.group_size, grid.numbers,
-    )  # fmt: skip
+    by_row = [values.numpy() for values in (codes, gradient, grid.scales, kept)]
+    ends, columns = [values.numpy() for values in (grid.low, grid.high)], metric.numpy()
+
+    def work(start: int, stop: int) -> None:
+        rows, limits = ([values[start:stop] for values in each] for each in (by_row, ends))
+        _descend(*rows, columns, *limits, grid.group_size, grid.numbers)
+
+    over_rows(work, *codes.shape)
 
 
 def made_up(rows: Tensor, grid: Grid, kept: Tensor, ordered: tuple[Tensor, Tensor]) -> Tensor:
@@ -164,14 +170,28 @@ def made_up(rows: Tensor, grid: Grid, kept: Tensor, ordered: tuple[Tensor, Tenso
     of_group = (order // grid.group_size).numpy()
     for start in range(0, rows.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
-        block_rows = open_rows[:, block].contiguous().numpy()
-        block_codes, lost = _rounded(
-            block_rows, grid.scales.numpy(), kept[:, block].contiguous().numpy(),
-            root[block, block].contiguous().numpy(), grid.low.numpy(), grid.high.numpy(), of_group[block], grid.numbers,
+        block_codes, lost = _rounded_rows(
+            open_rows[:, block].contiguous(), kept[:, block].contiguous(), grid, of_group[block],
+            root[block, block].contiguous().numpy(),
         )  # fmt: skip
-        codes[:, order[block]] = torch.from_numpy(block_codes)
-        open_rows[:, start + BLOCK :] -= torch.from_numpy(lost) @ root[block, start + BLOCK :]
+        codes[:, order[block]] = block_codes
+        open_rows[:, start + BLOCK :] -= lost @ root[block, start + BLOCK :]
     return codes
+
+
+def _rounded_rows(
+    rows: Tensor, kept: Tensor, grid: Grid, of_group: NDArray[np.int64], root: NDArray[np.float32]
+) -> tuple[Tensor, Tensor]:
+    """Return `_rounded` of all rows; ``rows`` is overwritten."""
+    codes, lost = torch.empty_like(rows), torch.empty_like(rows)
+    arrays = [values.numpy() for values in (codes, lost, rows, grid.scales, kept, grid.low, grid.high)]
+
+    def work(start: int, stop: int) -> None:
+        own_codes, own_lost, own_rows, scales, own_kept, low, high = (values[start:stop] for values in arrays)
+        own_codes[:], own_lost[:] = _rounded(own_rows, scales, own_kept, root, low, high, of_group, grid.numbers)
+
+    over_rows(work, *rows.shape)
+    return codes, lost
 
 
 @compiled

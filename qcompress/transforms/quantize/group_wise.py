@@ -143,7 +143,7 @@ class GroupWise(PruneQuantize):
         """The code that stands for 0 in every group, ``(channels, groups)`` int32 from 0 to ``2**bits - 1``."""
         shape = target.channels, self.num_groups(target)
         if self.symmetric:
-            return torch.full(shape, 2 ** (self.bits - 1), dtype=torch.int32)
+            return torch.full(shape, 2 ** (self.bits - 1), dtype=torch.int32, device=stored["codes"].device)
         return unpack(stored["zeros"], self.bits, shape[0] * shape[1]).view(shape)
 
     def _size(self, target: Target) -> int:

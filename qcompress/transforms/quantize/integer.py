@@ -38,6 +38,7 @@ class IntegerProduct(Transform):
     """
 
     kind: ClassVar[str] = "integer_product"
+    decodes_anywhere: ClassVar[bool] = True
 
     bits: int = 8
     dynamic: bool = False

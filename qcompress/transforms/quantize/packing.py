@@ -13,6 +13,7 @@ from torch import Tensor
 
 MAX_BITS = 16
 _CHUNK = 1 << 20  # codes processed at once: bounds the memory beside input and output
+_CHUNK_THERE = 1 << 26  # the same on an accelerator, where few large operations are fast
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -53,25 +54,26 @@ def unpack(packed: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int
     """Undo `pack`.
 
     Args:
-        packed: ``(ceil(count·bits / 8),)`` uint8.
+        packed: ``(ceil(count·bits / 8),)`` uint8, on any device.
         bits: bits per code, 1 to 16.
         count: number of codes.
         dtype: dtype of the result.
 
     Returns:
-        ``(count,)``, of ``dtype``.
+        ``(count,)``, of ``dtype``, on the same device.
 
     >>> unpack(pack(torch.tensor([1, 2, 3]), bits=4), bits=4, count=3)
     tensor([1, 2, 3], dtype=torch.int32)
     """
-    if bits == 1:
+    near = packed.device.type == "cpu"
+    if bits == 1 and near:
         return torch.from_numpy(np.unpackbits(packed.numpy(), count=count, bitorder="little")).to(dtype)
-    codes = torch.empty(count, dtype=dtype)
-    for start in range(0, count, _CHUNK):
-        stop = min(start + _CHUNK, count)
+    codes, step = packed.new_empty(count, dtype=dtype), _CHUNK if near else _CHUNK_THERE
+    for start in range(0, count, step):
+        stop = min(start + step, count)
         chunk = packed[packed_bytes(start, bits) : packed_bytes(stop, bits)].to(torch.int32)
         filled = torch.nn.functional.pad(chunk, (0, -len(chunk) % bits)).view(-1, bits)
-        eights = torch.zeros(len(filled), 8, dtype=torch.int32)
+        eights = filled.new_zeros(len(filled), 8)
         for code, byte, shift in _overlaps(bits):
             eights[:, code] |= filled[:, byte] >> shift if shift >= 0 else filled[:, byte] << -shift
         codes[start:stop] = (eights & ((1 << bits) - 1)).view(-1)[: stop - start]

@@ -46,6 +46,7 @@ class PruneQuantize(Transform):
     """
 
     kind: ClassVar[str] = "prune_quantize"
+    decodes_anywhere: ClassVar[bool] = True
 
     bits: int
     sparsity: float = 0.0
@@ -130,7 +131,7 @@ class PruneQuantize(Transform):
         codes.sub_(2 ** (self.bits - 1))
         if self.sparsity:
             mask = unpack(stored["mask"], 1, target.num_weights).to(torch.bool)
-            codes = torch.zeros(target.num_weights).masked_scatter_(mask, codes)
+            codes = codes.new_zeros(target.num_weights).masked_scatter_(mask, codes)
         return dequantized(codes.view(target.channels, target.per_channel), stored["scales"][:, None], target.dtype)
 
     def approximate(self, weight: Weight) -> Tensor:

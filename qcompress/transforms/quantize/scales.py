@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompress.transforms.threads import over_rows
 from solvers.kernels.compiled import compiled
 
 Floats = NDArray[np.float32]
@@ -36,7 +37,12 @@ def best_scales(rows: Floats, bits: int) -> Floats:
     array([-0.5], dtype=float32)
     """
     levels = np.float32(2 ** (bits - 1))
-    scales: Floats = _best_scales(rows, _grid(bits, rows.shape[1]), -levels, levels - np.float32(1))
+    scales, grid = np.empty(len(rows), dtype=np.float32), _grid(bits, rows.shape[1])
+
+    def find(start: int, stop: int) -> None:
+        scales[start:stop] = _best_scales(rows[start:stop], grid, -levels, levels - np.float32(1))
+
+    over_rows(find, *rows.shape)
     return scales
 
 
@@ -54,7 +60,13 @@ def best_ranges(rows: Floats, bits: int) -> tuple[Floats, Floats]:
     (array([0.5], dtype=float32), array([1.], dtype=float32))
     """
     top = 2**bits - 1
-    scales, zeros = _best_ranges(rows, _ratios(top / 2, rows.shape[1], CANDIDATES // 2), np.float32(top))
+    scales, zeros = (np.empty(len(rows), dtype=np.float32) for _ in range(2))
+    ratios = _ratios(top / 2, rows.shape[1], CANDIDATES // 2)
+
+    def find(start: int, stop: int) -> None:
+        scales[start:stop], zeros[start:stop] = _best_ranges(rows[start:stop], ratios, np.float32(top))
+
+    over_rows(find, *rows.shape)
     return scales, zeros
 
 

@@ -37,6 +37,7 @@ class PruneFilters(Transform):
     """
 
     kind: ClassVar[str] = "prune_filters"
+    decodes_anywhere: ClassVar[bool] = True
 
     bits: int
     num_pruned: int = 0
@@ -84,7 +85,7 @@ class PruneFilters(Transform):
         kept = self._quantizer.decode(stored, self._kept(target))
         if not self.num_pruned:
             return kept
-        rows = torch.zeros(target.channels, target.per_channel, dtype=target.dtype)
+        rows = kept.new_zeros(target.channels, target.per_channel)
         rows[unpack(stored["mask"], 1, target.channels).to(torch.bool)] = kept
         return rows
 
