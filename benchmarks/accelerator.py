@@ -160,7 +160,7 @@ def on_device(device: str, case: Case, family: str, solver: str) -> dict[str, An
     options, budget = case.families[family]
     measurement, times = measured(model, data, options, case.settings)
     problem = qcompress.formulate(measurement, budget)
-    solution = qcompress.solve(problem, solver, time_limit=20, seed=0)
+    solution = qcompress.solve(problem, solver, time_limit=2, seed=0)
     apply_s, smaller = seconds(lambda: qcompress.apply(model, measurement, solution))
     kept = {key: value for key, value in case.settings.items() if key != "method"}
     check_s, loss = seconds(lambda: qcompress.mean_loss(model, smaller, data, **kept))
@@ -225,7 +225,7 @@ def large(size: int, device: str, windows: int) -> dict[str, Any]:
     measurement, times = measured(model, data, GROUPS, {"method": "sampled"})
     peak = torch.cuda.max_memory_allocated() / 1e9
     problem = qcompress.formulate(measurement, {"bits_per_weight": 4.5})
-    solution = qcompress.solve(problem, "lagrangian", time_limit=20, seed=0)
+    solution = qcompress.solve(problem, "lagrangian", time_limit=2, seed=0)
     apply_s, smaller = seconds(lambda: qcompress.apply(model, measurement, solution))
     check_s, loss = seconds(lambda: qcompress.mean_loss(model, smaller, data))
     return times | {

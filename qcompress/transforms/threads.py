@@ -1,6 +1,8 @@
 """Work on rows that are independent of each other, distributed over as many threads as torch uses."""
 
+import functools
 import itertools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +17,8 @@ def over_rows(work: Callable[[int, int], object], rows: int, per_row: int) -> No
     """Call ``work(start, stop)`` for ranges of rows that cover all of them, several at once.
 
     Args:
-        work: releases Python's global lock, and gives the same result for a row whatever its range.
+        work: releases Python's global lock, gives the same result for a row whatever its range, and does not call this
+            function itself.
         rows: number of rows.
         per_row: weights in a row.
 
@@ -29,6 +32,10 @@ def over_rows(work: Callable[[int, int], object], rows: int, per_row: int) -> No
         if rows:
             work(0, rows)
         return
-    bounds = np.linspace(0, rows, 4 * workers + 1).astype(int).tolist()  # ranges may take unequal time
-    with ThreadPoolExecutor(workers) as threads:
-        list(threads.map(lambda ends: work(*ends) if ends[0] < ends[1] else None, itertools.pairwise(bounds)))
+    bounds = np.linspace(0, rows, min(rows, 2 * workers) + 1).astype(int).tolist()  # ranges may take unequal time
+    list(_threads(workers, os.getpid()).map(lambda ends: work(*ends), itertools.pairwise(bounds)))
+
+
+@functools.cache
+def _threads(workers: int, process: int) -> ThreadPoolExecutor:  # noqa: ARG001  (a forked process has none of them)
+    return ThreadPoolExecutor(workers)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qcompress.transforms.threads import over_rows
+
 MAX_BITS = 16
 _CHUNK = 1 << 20  # codes processed at once: bounds the memory beside input and output
 _CHUNK_THERE = 1 << 26  # the same on an accelerator, where few large operations are fast
@@ -37,6 +39,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 1:
         return torch.from_numpy(np.packbits(codes.to(torch.bool).numpy(), bitorder="little"))
     packed = torch.empty(packed_bytes(len(codes), bits), dtype=torch.uint8)
+    if bits <= 8:
+        _pack_by_kernel(codes.to(torch.int32), bits, packed)
+        return packed
     for start in range(0, len(codes), _CHUNK):
         chunk = codes[start : start + _CHUNK].to(torch.int32)
         eights = torch.nn.functional.pad(chunk, (0, -len(chunk) % 8)).view(-1, 8)  # eight codes fill `bits` bytes
@@ -69,6 +74,9 @@ def unpack(packed: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int
     if bits == 1 and near:
         return torch.from_numpy(np.unpackbits(packed.numpy(), count=count, bitorder="little")).to(dtype)
     codes, step = packed.new_empty(count, dtype=dtype), _CHUNK if near else _CHUNK_THERE
+    if bits <= 8 and near and dtype in (torch.int32, torch.float32):
+        _unpack_by_kernel(packed, bits, codes)
+        return codes
     for start in range(0, count, step):
         stop = min(start + step, count)
         chunk = packed[packed_bytes(start, bits) : packed_bytes(stop, bits)].to(torch.int32)
@@ -78,6 +86,36 @@ def unpack(packed: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int
             eights[:, code] |= filled[:, byte] >> shift if shift >= 0 else filled[:, byte] << -shift
         codes[start:stop] = (eights & ((1 << bits) - 1)).view(-1)[: stop - start]
     return codes
+
+
+def _pack_by_kernel(codes: Tensor, bits: int, packed: Tensor) -> None:
+    from qcompress.transforms.quantize.packing_kernels import pack_eights  # here: numba is slow to import
+
+    def work(start: int, stop: int) -> None:
+        pack_eights(codes[8 * start : 8 * stop].numpy(), bits, packed[bits * start : bits * stop].numpy())
+
+    whole = len(codes) // 8
+    over_rows(work, whole, 8)
+    if len(codes) % 8:
+        last, filled = codes.new_zeros(8), packed.new_empty(bits)
+        last[: len(codes) % 8] = codes[8 * whole :]
+        pack_eights(last.numpy(), bits, filled.numpy())
+        packed[bits * whole :] = filled[: len(packed) - bits * whole]
+
+
+def _unpack_by_kernel(packed: Tensor, bits: int, codes: Tensor) -> None:
+    from qcompress.transforms.quantize.packing_kernels import unpack_eights  # here: numba is slow to import
+
+    def work(start: int, stop: int) -> None:
+        unpack_eights(packed[bits * start : bits * stop].numpy(), bits, codes[8 * start : 8 * stop].numpy())
+
+    whole = len(codes) // 8
+    over_rows(work, whole, 8)
+    if len(codes) % 8:
+        last, filled = codes.new_empty(8), packed.new_zeros(bits)
+        filled[: len(packed) - bits * whole] = packed[bits * whole :]
+        unpack_eights(filled.numpy(), bits, last.numpy())
+        codes[8 * whole :] = last[: len(codes) % 8]
 
 
 def _overlaps(bits: int) -> Iterator[tuple[int, int, int]]:
