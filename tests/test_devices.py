@@ -49,6 +49,17 @@ with far_device.Device():
         assert (run(pack_(loaded), data[0]) - expected).abs().max().item() < 0.05 * expected.abs().max().item()
 """
 
+INDICES = """
+import torch
+from tests import far_device
+far_device.register()
+from qcompress.structure.rules import repeated
+with far_device.Device():
+    places = torch.tensor([3, 1]).to("far")
+    assert repeated(torch.ops.aten.index.Tensor, torch.arange(5), ([places],), {}, []).tolist() == [3, 1]
+    torch.arange(5)[places]
+"""
+
 MIXED = """
 import torch
 from tests import far_device
@@ -70,6 +81,10 @@ def outcome(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_second_device_refuses_tensors_of_the_first() -> None:
     assert "expected all tensors on one device, found far and cpu" in outcome(MIXED).stderr
+
+
+def test_labels_of_channels_are_picked_by_indices_on_the_other_device() -> None:
+    assert "expected all tensors on one device, found far and cpu" in outcome(INDICES).stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

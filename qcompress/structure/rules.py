@@ -1,11 +1,12 @@
 """The effect of operations on channels, one rule per kind; an operation without a rule blocks the channels it reads."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qcompress.structure import products
 from qcompress.structure.tracing import Rule, TracedTensor, Tracer, aten, distinct
@@ -133,6 +134,8 @@ def repeated(func: Any, nodes: Tensor, rest: Args, kwargs: dict[str, Any], outpu
         return nodes
     if packet is aten.constant_pad_nd:
         return func(nodes, rest[0])
+    on_cpu = partial(tree_map, lambda value: value.cpu() if isinstance(value, Tensor) else value)  # where the nodes are
+    rest, kwargs = on_cpu(rest), on_cpu(kwargs)
     return func(nodes, *rest, **kwargs)
 
 
