@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompress.measuring.methods.calls import Call, rerun
-from qcompress.measuring.methods.products import STACKED, Place, wide
+from qcompress.measuring.methods.products import Place, together_on, wide
 from qcompress.model import layers
 
 
@@ -33,7 +33,7 @@ def fits(call: Call, gradients: Sequence[Tensor], num_changes: int, place: Place
         and isinstance(given, Tensor)
         and len(given) == len(call.output)
         and all(value.is_contiguous() for value in gradients)  # else the responses would have to be rearranged
-        and num_changes * layers.weight_of(module).numel() <= STACKED
+        and num_changes * layers.weight_of(module).numel() <= together_on(given.device)
     )
 
 
@@ -48,7 +48,7 @@ def shares_of_changes(call: Call, gradients: Sequence[Tensor], changes: Sequence
     """
     weight, rows = torch.cat(list(changes)), len(call.output) // num_samples
     numbers = call.output[0].numel() * rows * (len(changes) + len(gradients))
-    step = max(1, STACKED // numbers)
+    step = max(1, together_on(weight.device) // numbers)
     products = []
     for first in range(0, num_samples, step):
         block = slice(first * rows, (first + step) * rows)

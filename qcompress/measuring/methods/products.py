@@ -15,6 +15,9 @@ from qcompress.model import layers
 STACKED = 1 << 20
 """Numbers of responses and gradients that are multiplied at once, few enough to stay in the processor's cache."""
 
+STACKED_THERE = 1 << 26
+"""The same on an accelerator, where few large operations are fast."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -59,6 +62,11 @@ def wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def together_on(device: torch.device) -> int:
+    """Return how many numbers of responses and gradients are multiplied at once on a device."""
+    return STACKED if device.type == "cpu" else STACKED_THERE
+
+
 def _whole(gradients: list[Tensor], responses: list[Tensor], dim: int, num_samples: int) -> Tensor:
     """The products of all responses and gradients per sample: ``(responses, samples, gradients)``."""
     others = [other for other in range(gradients[0].ndim) if other != dim]
@@ -67,7 +75,7 @@ def _whole(gradients: list[Tensor], responses: list[Tensor], dim: int, num_sampl
         [value.permute(order).reshape(num_samples, -1) for value in values] for values in (responses, gradients)
     )
     products = left[0].new_zeros(num_samples, len(left), len(right))
-    numbers, together = left[0].shape[1], STACKED // (len(left) + len(right))
+    numbers, together = left[0].shape[1], together_on(left[0].device) // (len(left) + len(right))
     size, step = max(1, min(numbers, together)), max(1, together // max(numbers, 1))
     for first in range(0, num_samples, step):
         for start in range(0, numbers, size):

@@ -1,5 +1,7 @@
 """Many responses of a convolution at once give the products that responses one by one give."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,26 +25,30 @@ def called(module: nn.Module, given: Tensor) -> tuple[Call, list[Tensor], list[T
 
 
 @pytest.mark.parametrize(
-    ("module", "shape", "num_samples"),
+    ("make", "shape", "num_samples"),
     [
-        (nn.Conv2d(3, 4, 3, padding=1), (5, 3, 6, 6), 5),
-        (nn.Conv2d(3, 4, 3, stride=2, dilation=2, bias=False), (5, 3, 9, 7), 5),
-        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (4, 3, 6, 6), 4),
-        (nn.Conv2d(3, 4, 1), (6, 3, 4, 4), 2),  # three entries per sample
-        (nn.Conv1d(2, 3, 3), (4, 2, 9), 4),
-        (nn.Conv3d(2, 3, 2), (4, 2, 3, 4, 5), 4),
+        (lambda: nn.Conv2d(3, 4, 3, padding=1), (5, 3, 6, 6), 5),
+        (lambda: nn.Conv2d(3, 4, 3, stride=2, dilation=2, bias=False), (5, 3, 9, 7), 5),
+        (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (4, 3, 6, 6), 4),
+        (lambda: nn.Conv2d(3, 4, 1), (6, 3, 4, 4), 2),  # three entries per sample
+        (lambda: nn.Conv1d(2, 3, 3), (4, 2, 9), 4),
+        (lambda: nn.Conv3d(2, 3, 2), (4, 2, 3, 4, 5), 4),
     ],
     ids=["padding", "stride", "circular", "several-entries", "1d", "3d"],
 )
 @pytest.mark.parametrize("stacked", [1, 1 << 20], ids=["one-sample-at-a-time", "all-samples"])
 @torch.no_grad()
 def test_products_are_those_of_single_responses(
-    module: nn.Module, shape: tuple[int, ...], num_samples: int, stacked: int, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    num_samples: int,
+    stacked: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    call, gradients, changes = called(module, torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    call, gradients, changes = called(make(), torch.randn(shape, generator=torch.Generator().manual_seed(1)))
     assert convolved.fits(call, gradients, len(changes), Place(dim=0))
     expected = shares(call, gradients, [response(call, change) for change in changes], Place(dim=0), num_samples, [0])
-    monkeypatch.setattr(convolved, "STACKED", stacked)
+    monkeypatch.setattr(convolved, "together_on", lambda device: stacked)
     actual = convolved.shares_of_changes(call, gradients, changes, num_samples)
     assert actual.shape == expected.shape
     assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
