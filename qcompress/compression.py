@@ -43,7 +43,7 @@ from solvers.run import as_solver
 __all__ = ["NoChoiceError", "Result", "compress"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Result:
     """Result of `compress`: the smaller model and every intermediate value.
 
@@ -64,6 +64,9 @@ class Result:
     report: Report
     exported: ExportedFile | None = None
     verification: Verification | None = None
+
+    def __repr__(self) -> str:
+        return repr(self.report).replace("<Report", "<Result", 1)
 
     def _repr_markdown_(self) -> str:
         """Show the report in a notebook."""

@@ -42,7 +42,7 @@ def without_choice(part: Part, why: str) -> Skipped:
     return Skipped(name=part.name, size_bytes=part.target.dense_bytes, reason=why or NOTHING_FITS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Measurement:
     """The tables of a measured model. Its V options are numbered consecutively, part after part.
 
@@ -105,7 +105,7 @@ class Measurement:
     num_inputs: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
     tried: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
-    codes: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    codes: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
     squares: MappingProxyType[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
     standard_error: NDArray[np.float64] | None = None
     sets: tuple[CoupledSet, ...] = ()
@@ -114,6 +114,11 @@ class Measurement:
     softened: NDArray[np.float64] | None = None
     no_choice: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
     selecting: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        rank = self.factor.shape[1]
+        counts = f"{len(self.parts)} parts, {len(self.cost)} options, {self.num_samples} samples"
+        return f"<Measurement: {counts}, {self.loss} by {self.method!r}, factor rank {rank}>"
 
     @property
     def unchanged(self) -> tuple[Skipped, ...]:

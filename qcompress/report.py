@@ -31,7 +31,7 @@ ENTRIES = {"parts": PartReport, "candidates": Candidate, "undecided": Candidate,
 """Fields of a report that are lists, and what they hold."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report:
     """The figures of one run. Losses are increases per sample, in nats for ``kl``.
 
@@ -142,6 +142,13 @@ class Report:
             for name, made in ENTRIES.items():
                 value[name] = tuple(made(**entry) for entry in value.get(name, ()))
             return cls(**{**value, "warnings": tuple(value.get("warnings", ()))})
+
+    def __repr__(self) -> str:
+        uses = ", ".join(f"{amount(used)} of {amount(self.original[name])} {name}" for name, used in self.usage.items())
+        gap = "no bound" if self.gap is None else f"gap {self.gap:.3%}"
+        warnings = f", {plural(len(self.warnings), 'warning')}" if self.warnings else ""
+        losses = f"{self.loss} predicted {self.loss_predicted:.4g}, measured {self.loss_measured:.4g}"
+        return f"<Report: {uses}, {losses}, {self.status} of the prediction by {self.solver}, {gap}{warnings}>"
 
     def _repr_markdown_(self) -> str:
         """Show the tables in a notebook."""

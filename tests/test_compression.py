@@ -635,3 +635,12 @@ def test_fine_tuning_picks_its_step_on_the_samples_kept_aside(monkeypatch: pytes
     assert guarded.report.loss_validation == pytest.approx(mean_loss(model, guarded.model, kept), rel=1e-5)
     compress(model, data, guard=False, **settings)
     assert looked_at[1] == (data, data)
+
+
+def test_results_describe_themselves_in_a_line() -> None:
+    model, data = seeded(Residual, 0), batches()
+    result = compress(model, data, budget={"bytes": 0.5}, options=prune_quantize(bits=(4, 8)), time_limit=2)
+    assert repr(result).startswith("<Result: ")
+    assert f"of {result.report.original['bytes']:,.0f} bytes" in repr(result.report)
+    assert repr(result.measurement).startswith(f"<Measurement: {len(result.measurement.parts)} parts, ")
+    assert max(map(len, (repr(result), repr(result.report), repr(result.measurement)))) < 300
