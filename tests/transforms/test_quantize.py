@@ -1,7 +1,9 @@
 """Pruning and quantization: what goes, how close the rest stays, how many bytes, and that files give it back."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from qcompress.errors import ModelError, OptionsError
 from qcompress.transforms.base import Target, Weight
+from qcompress.transforms.quantize import scales
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 
@@ -173,3 +176,31 @@ def test_an_option_that_takes_more_than_the_weight_says_so() -> None:
     large = Target(layer="Linear", channels=4, per_channel=100, dtype=torch.float16, macs=4)
     assert PruneQuantize(8).why_not(large) == ""
     assert PruneQuantize(16).why_not(large)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("length", [64, 512])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_few_candidates_find_nearly_the_scales_of_many(
+    bits: int, length: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a percent of the squared error is a hundredth of what another bit changes it by."""
+    generator = np.random.default_rng(bits)
+    rows = generator.standard_t(5, size=(20_000 // length, length)).astype(np.float32)
+    rows /= np.abs(rows).max(axis=1, keepdims=True)
+
+    def squared_error() -> float:
+        if symmetric:
+            found = scales.best_scales(rows, bits)
+            low: Any = np.full_like(found, -(2 ** (bits - 1)))
+        else:
+            found, zeros = scales.best_ranges(rows, bits)
+            low = -zeros
+        codes = np.clip(np.rint(rows / found[:, None]), low[:, None], low[:, None] + 2**bits - 1)
+        return float(np.square(codes * found[:, None] - rows, dtype=np.float64).sum())
+
+    few = squared_error()
+    monkeypatch.setattr(scales, "CANDIDATES", {})
+    monkeypatch.setattr(scales, "MOST", 1000)
+    monkeypatch.setattr(scales, "MOST_RANGES", 500)
+    assert few <= 1.005 * squared_error()

@@ -18,7 +18,10 @@ from solvers.kernels.compiled import compiled
 
 Floats = NDArray[np.float32]
 
-CANDIDATES = 128
+CANDIDATES = {2: 40, 3: 40, 4: 40, 5: 64, 6: 64}
+"""Scales to try by the number of bits, for each sign; the error of more bits has more local minima."""
+
+MOST, MOST_RANGES = 128, 64
 REFINEMENTS = 4
 _fast = partial(compiled, fastmath={"reassoc", "nsz", "contract", "arcp"})  # reordered sums can be vectorised
 
@@ -61,7 +64,7 @@ def best_ranges(rows: Floats, bits: int) -> tuple[Floats, Floats]:
     """
     top = 2**bits - 1
     scales, zeros = (np.empty(len(rows), dtype=np.float32) for _ in range(2))
-    ratios = _ratios(top / 2, rows.shape[1], CANDIDATES // 2)
+    ratios = _ratios(top / 2, rows.shape[1], min(CANDIDATES.get(bits, MOST), MOST_RANGES))
 
     def find(start: int, stop: int) -> None:
         scales[start:stop], zeros[start:stop] = _best_ranges(rows[start:stop], ratios, np.float32(top))
@@ -73,7 +76,7 @@ def best_ranges(rows: Floats, bits: int) -> tuple[Floats, Floats]:
 def _grid(bits: int, num_weights: int) -> Floats:
     """The candidate scales for a row whose largest magnitude is 1."""
     reach = 2 ** (bits - 1) - 0.5
-    ratios = _ratios(reach, num_weights, CANDIDATES)
+    ratios = _ratios(reach, num_weights, CANDIDATES.get(bits, MOST))
     return np.concatenate([ratios, -ratios]).astype(np.float32) / np.float32(reach)
 
 
