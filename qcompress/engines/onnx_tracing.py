@@ -83,11 +83,17 @@ def trace(model: nn.Module, example: Any) -> Any:
     mapping, of which the graph takes those that it reads, or else the names of the model's parameters.
 
     Raises:
-        EngineError: there is no example, the model itself does not run on it or on two samples like it, or PyTorch
-            cannot export the model; the message says why.
+        EngineError: there is no example, the model itself does not run on it or on two samples like it, or the model
+            cannot be exported; the message says why.
     """
     if example is None:
         raise EngineError("engine 'onnxruntime' traces the model: give example=, a batch (--data on the command line)")
+    bags = (name for name, module in model.named_modules() if isinstance(module, nn.EmbeddingBag))
+    if (bag := next(bags, None)) is not None:
+        raise EngineError(
+            f"{bag!r} is an EmbeddingBag, and ONNX Runtime does not load what PyTorch exports of it: use an Embedding, and "
+            "sum or average over its words"
+        )
     needed = _num_inputs(model) if isinstance(example, (list, tuple)) else None
     tensors = inputs_of(list(example) if isinstance(example, tuple) else example, needed)
     batch = example if isinstance(example, (Mapping, Tensor)) else tensors

@@ -49,3 +49,10 @@ def test_weights_of_recurrent_layers_are_rearranged_when_the_file_is_loaded(kind
     layers = [node for node in graph.node if node.op_type == kind.__name__]
     assert layers
     assert all(set(node.input[1:4]) <= constants for node in layers)
+
+
+def test_a_bag_of_embeddings_is_refused_by_name_before_anything_is_written(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 2))
+    with pytest.raises(qcompress.errors.EngineError, match="'0' is an EmbeddingBag"):
+        qcompress.export(model, tmp_path / "model.onnx", target=ENGINE, example=torch.zeros(2, 3, dtype=torch.int64))
+    assert not list(tmp_path.iterdir())
