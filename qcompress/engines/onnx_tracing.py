@@ -91,8 +91,8 @@ def trace(model: nn.Module, example: Any) -> Any:
     bags = (name for name, module in model.named_modules() if isinstance(module, nn.EmbeddingBag))
     if (bag := next(bags, None)) is not None:
         raise EngineError(
-            f"{bag!r} is an EmbeddingBag, and ONNX Runtime does not load what PyTorch exports of it: use an Embedding, and "
-            "sum or average over its words"
+            f"{bag!r} is an EmbeddingBag, and ONNX Runtime does not load what PyTorch exports of it: use an Embedding, "
+            "and sum or average over its words"
         )
     needed = _num_inputs(model) if isinstance(example, (list, tuple)) else None
     tensors = inputs_of(list(example) if isinstance(example, tuple) else example, needed)
