@@ -168,3 +168,12 @@ def test_validation_that_the_model_does_not_take_is_told_before_measuring() -> N
         with pytest.raises(DataError, match=match):
             compress(seeded(Residual), images(), budget={"bytes": 0.5}, validation=wrong, on_measure=told.append)
     assert not told
+
+
+def test_an_unreachable_budget_names_options_that_do_not_fit_and_why() -> None:
+    model = nn.Sequential(nn.Linear(80, 64), nn.ReLU(), nn.Linear(64, 10))
+    options = gguf_types(("Q4_0", "F16"))
+    with pytest.raises(InfeasibleBudgetError) as error:
+        compress(model, [torch.zeros(4, 80)], budget={"bits_per_weight": 4.6}, options=options)
+    why = "'0': Q4_0 takes rows of a multiple of 32 weights, these have 80"
+    assert str(error.value).endswith(f". 'Q4_0' does not fit 1 of 2 parts ({why})")

@@ -32,7 +32,7 @@ from qcompress.measuring.channel_latency import require_separate
 from qcompress.measuring.channels import offers_channels
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.model import forward as forwards
-from qcompress.model.parts import UNCALLED, Survey, survey
+from qcompress.model.parts import UNCALLED, Part, Survey, survey
 from qcompress.model.steady import steady
 from qcompress.model.weights import Skipped
 from qcompress.scalars import as_whole
@@ -164,7 +164,7 @@ def require_possible(request: Request) -> None:
         problem.require_reachable_budgets()
     except InfeasibleBudgetError as error:
         hint = remedy(problem, asked_of, original) + fixed_use(problem, inventory, kept)
-        error.args = (f"{error}{hint}{not_lowered(problem, inventory, kept)}",)
+        error.args = (f"{error}{hint}{not_lowered(problem, inventory, kept)}{_not_fitting(request, inventory)}",)
         raise
 
 
@@ -181,10 +181,7 @@ def _run_by(
     supported: list[list[Transform] | None] = []
     reasons: dict[str, str] = {}
     for part in inventory.parts:
-        blank = Weight(
-            rows=torch.zeros(1, 1), target=part.target, squares=torch.ones(1), ranges=((0.0, 1.0), (0.0, 1.0))
-        )
-        offers = request.offered.options(part.path, part.modules[0]).offers
+        blank, offers = _blank(part), request.offered.options(part.path, part.modules[0]).offers
         if not all(isinstance(offer, Transform) for offer in offers):
             supported.append(None)
             continue
@@ -201,6 +198,25 @@ def _run_by(
         if transforms == []
     ]
     return supported, kept
+
+
+def _blank(part: Part) -> Weight:
+    """Return a weight without values, for options that depend on its shape alone."""
+    return Weight(rows=torch.zeros(1, 1), target=part.target, squares=torch.ones(1), ranges=((0.0, 1.0), (0.0, 1.0)))
+
+
+def _not_fitting(request: Request, inventory: Survey, most: int = 3) -> str:
+    """Describe the options that fit not all parts; empty if there are none."""
+    whys: dict[str, list[str]] = {}
+    for part in inventory.parts:
+        for offer in request.offered.options(part.path, part.modules[0]).offers:
+            if isinstance(offer, Transform) and offer.resolve(_blank(part)) is None:
+                whys.setdefault(offer.label, []).append(f"{part.name!r}: {offer.why_not(part.target)}")
+    told = [
+        f"{label!r} does not fit {len(own)} of {len(inventory.parts)} parts ({own[0]})"
+        for label, own in sorted(whys.items(), key=lambda entry: -len(entry[1]))[:most]
+    ]
+    return f". {'; '.join(told)}" if told else ""
 
 
 def _in_file(
