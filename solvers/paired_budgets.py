@@ -80,7 +80,7 @@ def solve_paired(
     """
     within = Within(problem, search)
     with search.phase("price_s"):
-        within.offer(_cheapest(problem), paired=False)
+        within.offer(cheapest(problem), paired=False)
         price_search = _Prices(problem, search)
         prices = price_search.best()
     search.note(prices=prices)
@@ -236,7 +236,8 @@ class _Prices:
         return 1e-2 * max(float(cost.sum()), 1e-9) / max(most, 1e-9)
 
 
-def _cheapest(problem: Problem) -> Integers:
+def cheapest(problem: Problem) -> Integers:
+    """Return each group's cheapest option, the first among equal ones, as a choice."""
     starts = problem.group_offsets[:-1]
     order = np.lexsort((problem.cost, problem.group_of))
     return np.asarray(order[starts] - starts)

@@ -14,6 +14,7 @@ from solvers.base import OnProgress, Search, Solver, SolverLike, SubSearch
 from solvers.errors import InvalidOptionError
 from solvers.presolved import cheap, solve_parts
 from solvers.solution import Solution, StopReason
+from solvers.uneven import search_evenly
 
 if TYPE_CHECKING:
     from solvers.leap.job import Job
@@ -115,7 +116,8 @@ def conduct(search: Search, back_end: Solver, *, bound: bool = False, presolve: 
     try:
         if search.initial is not None:
             search.offer(search.initial)
-        _run_reduced(search, back_end, bound=bound, presolve=presolve)
+        attack = partial(_run_reduced, back_end=back_end, bound=bound, presolve=presolve)
+        search_evenly(search, attack, reducible=back_end.presolved)
     except KeyboardInterrupt:
         stop_reason = StopReason.INTERRUPTED
     return search.solution(stop_reason, back_end.option_values)
@@ -135,7 +137,7 @@ def _checked_start(problem: Problem, time_limit: float | None, initial: ArrayLik
     return start
 
 
-def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: bool) -> None:
+def _run_reduced(search: Search, *, back_end: Solver, bound: bool, presolve: bool) -> None:
     """Run the back end on the reduced problem of the search."""
     problem = search.problem
 

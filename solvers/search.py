@@ -209,6 +209,16 @@ class Search:
             self._bound = self._evaluation.objective
         self._tell()
 
+    def doubt(self, error: float) -> None:
+        """Withdraw a proof and lower every bound, because rounding errors may have falsified them by ``error``."""
+        self._closed = False
+        if self._bound is not None:
+            self._bound -= error
+        self._trace = [
+            point if point.bound is None else point._replace(bound=point.bound - error) for point in self._trace
+        ]
+        self._tell()
+
     def proven(self) -> bool:
         """Whether the answer is proven: objective and bound meet (to `PROOF_TOLERANCE`), or no choice is feasible."""
         if self._proved_infeasible:

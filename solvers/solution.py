@@ -23,7 +23,7 @@ FILE_KIND = FileKind("qcompress solution", version=1)
 class Status(enum.StrEnum):
     """How much is known about the answer."""
 
-    OPTIMAL = "OPTIMAL"  # no feasible choice is better (to a relative 1e-9)
+    OPTIMAL = "OPTIMAL"  # no feasible choice is better (to 1e-9 of the numbers that its objective sums)
     FEASIBLE = "FEASIBLE"  # within the budgets; better choices may exist
     INFEASIBLE = "INFEASIBLE"  # proven: no choice meets all budgets together
     UNKNOWN = "UNKNOWN"  # no feasible choice was found, but infeasibility is not proven

@@ -120,7 +120,7 @@ def reduce_problem(problem: Problem, expired: Callable[[], bool] = lambda: False
     budgets, dropped = list(problem.budgets), list[str]()
     while True:
         before = int(keep.sum())
-        if not _drop_never_feasible(problem, keep, budgets):
+        if not drop_never_feasible(problem, keep, budgets):
             return _infeasible(original)
         loose = [name for name in budgets if _never_binds(problem, keep, name)]
         budgets, dropped = [name for name in budgets if name not in loose], dropped + loose
@@ -173,7 +173,7 @@ def _infeasible(problem: Problem) -> Presolved:
     )
 
 
-def _drop_never_feasible(problem: Problem, keep: Flags, budgets: list[str]) -> bool:
+def drop_never_feasible(problem: Problem, keep: Flags, budgets: list[str]) -> bool:
     """Drop options that exceed a budget with the smallest uses of all other groups; False if a group loses all."""
     starts, group_of = problem.group_offsets[:-1], problem.group_of
     while True:

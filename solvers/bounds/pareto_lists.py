@@ -23,8 +23,9 @@ from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Floats, Integers, to_arrays
 from solvers.search import Search
 
-TIE = 1e-12
-"""A choice must be better by this, relative to the size of its costs, to replace the incumbent."""
+TIE, ROUNDING = 1e-3, 1e-15
+"""To replace the incumbent, a choice must be better by the first number times the search's tolerance, and by the second
+relative to the largest costs."""
 
 COMPARED = 64
 """Number of earlier states with which a state is compared under several budgets (a lower number keeps more states)."""
@@ -129,8 +130,8 @@ def prove(problem: Problem, search: Search, bound: DualBound, *, max_states: int
     """
     a = to_arrays(problem)
     incumbent = search.objective
-    tie = TIE * float(np.maximum.reduceat(np.abs(problem.cost), a.starts[:-1]).sum())
-    cap = np.inf if incumbent is None else incumbent - bound.value - tie
+    rounding = ROUNDING * float(np.linalg.norm(np.maximum.reduceat(np.abs(problem.cost), a.starts[:-1])))
+    cap = np.inf if incumbent is None else incumbent - bound.value - max(rounding, TIE * search.tolerance())
     core = Core.of(problem, bound, cap)
     groups = len(core.starts) - 1
     search.details["core_groups"] = groups
@@ -144,7 +145,7 @@ def prove(problem: Problem, search: Search, bound: DualBound, *, max_states: int
         if complete[best] < cap:
             search.offer(_walk_back(core, history, best, a.group_of) - a.starts[:-1])
             if search.objective is not None:
-                cap = min(cap, search.objective - bound.value - tie)
+                cap = min(cap, search.objective - bound.value - max(rounding, TIE * search.tolerance()))
         if layer == groups:
             break
         if search.expired() or len(reduced) > max_states:

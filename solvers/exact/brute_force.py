@@ -13,18 +13,15 @@ import numpy as np
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.exact.every_choice import enumerate_paired
+from solvers.exact.every_choice import TIE, enumerate_paired, rounding_of_ties
 from solvers.kernels.compiled import compiled
-from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
+from solvers.kernels.moves import Arrays, Floats, Integers, terms, to_arrays
 
 MAX_CHOICES = 10**9
 """Maximum number of choices (the solver evaluates about 50 million per second)."""
 
 MAX_PAIRED = 10**6
 """Maximum number of choices if budgets have pair terms (about 300,000 per second)."""
-
-TIE = 1e-12
-"""Objectives that differ by less than this, relative to the size of their terms, are ties: the first choice wins."""
 
 STEPS_BETWEEN_CLOCK_LOOKS = 2_000_000
 
@@ -64,15 +61,14 @@ class BruteForce(Solver):
             enumerate_paired(problem, search)
             return
         a = to_arrays(problem)
-        largest = np.maximum.reduceat(np.abs(problem.cost), a.starts[:-1])
-        tie = TIE * (largest.sum() + 1.0)  # pair terms are scaled to about 1
-        best, best_choice = np.array([np.inf]), np.zeros(problem.num_groups, dtype=np.int64)
+        rounding = rounding_of_ties(problem)
+        best, best_choice = np.array([np.inf, 0.0]), np.zeros(problem.num_groups, dtype=np.int64)
         state = _State.fresh(a)
         depth = 0
         while depth >= 0:
             if search.expired():
                 return
-            depth = _enumerate(a, state, depth, STEPS_BETWEEN_CLOCK_LOOKS, tie, best, best_choice)
+            depth = _enumerate(a, state, depth, STEPS_BETWEEN_CLOCK_LOOKS, rounding, best, best_choice)
             if np.isfinite(best[0]):
                 search.offer(best_choice - a.starts[:-1])
         if search.choice is not None or np.isinf(best[0]):
@@ -116,9 +112,12 @@ class _State(NamedTuple):
 
 @compiled
 def _enumerate(
-    a: Arrays, state: _State, depth: int, steps: int, tie: float, best: Floats, best_choice: Integers
+    a: Arrays, state: _State, depth: int, steps: int, rounding: float, best: Floats, best_choice: Integers
 ) -> int:
-    """Enumerate ``steps`` options from ``depth`` on; return the depth to continue from, or -1 at the end."""
+    """Enumerate ``steps`` options from ``depth`` on; return the depth to continue from, or -1 at the end.
+
+    ``best`` contains the smallest objective and the difference up to which others tie with it.
+    """
     following, chosen, value, usage, total = state
     last = len(a.starts) - 2
     while steps > 0 and depth >= 0:
@@ -152,7 +151,8 @@ def _enumerate(
         if depth < last:
             depth += 1
             following[depth] = a.starts[depth]
-        elif objective < best[0] - tie:
+        elif objective < best[0] - best[1]:
             best[0] = objective
+            best[1] = max(rounding, TIE * terms(a, chosen, objective))
             best_choice[:] = chosen
     return depth

@@ -102,6 +102,16 @@ def objective(a: Arrays, chosen: Integers, total: Floats, field: Floats) -> floa
 
 
 @compiled
+def terms(a: Arrays, chosen: Integers, objective: float) -> float:
+    """Return the size of what is added up in an objective: its costs, and the sum of its pair terms."""
+    size, pairs = 0.0, objective
+    for v in chosen:
+        size += abs(a.cost[v])
+        pairs -= a.cost[v]
+    return float(size + abs(pairs))
+
+
+@compiled
 def judge_all(a: Arrays, chosen: Integers) -> tuple[Floats, Floats]:
     """Compute objectives ``(n,)`` without offset, and excess over budgets ``(n,)`` in units, of choices ``(n, G)``."""
     values, excess = np.empty(len(chosen)), np.zeros(len(chosen))

@@ -1,0 +1,187 @@
+"""Numbers of very different sizes: a cost of 1e12 that forbids an option must not hide costs of about 1."""
+
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from formulations import PairTerms, Problem
+from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions.cut_off import cut_off
+from solvers import Solution, Status, solve
+from solvers.registry import solver_class
+from solvers.uneven import first_choice, uneven
+
+EXACT = ("brute-force", "dp", "milp", "cp-sat", "miqp", "semidefinite", "lagrangian", "auto")
+Exactly = tuple[Fraction, Fraction, tuple[int, ...]]
+"""An objective, the sum of its absolute costs and of its pair terms, and its choice."""
+
+
+def every_choice(problem: Problem) -> Iterator[Exactly]:
+    """All feasible choices, with objectives in exact numbers."""
+    cost = [Fraction(value) for value in problem.cost.tolist()]
+    pairs = np.zeros((problem.num_options,) * 2) if problem.pairs.sparse is None else problem.pairs.sparse.toarray()
+    for choice in itertools.product(*(range(len(options)) for options in problem.options)):
+        if problem.evaluate(choice).feasible:
+            flat = problem.flat(choice).tolist()
+            linear = [cost[v] for v in flat]
+            paired = [Fraction(pairs[u, v]) for u, v in itertools.combinations(flat, 2)]
+            value = Fraction(problem.offset) + sum(linear) + sum(paired)
+            yield value, sum(map(abs, linear), abs(sum(paired, Fraction(0)))), choice
+
+
+def assert_true(problem: Problem, solution: Solution, choices: list[Exactly]) -> None:
+    """What the solution says of optimum and bound holds in exact numbers, to 1e-9 of the terms of both choices."""
+    if not choices:
+        assert solution.status is Status.INFEASIBLE
+        return
+    assert solution.status is not Status.INFEASIBLE
+    best, terms, _ = min(choices)
+    size = terms
+    if solution.choice is not None:
+        own, own_terms, _ = next(c for c in choices if c[2] == tuple(solution.choice.tolist()))
+        size = max(size, own_terms)
+        assert solution.status is not Status.OPTIMAL or own - best <= size / 10**9, (float(own), float(best))
+    assert solution.bound is None or Fraction(solution.bound) - best <= size / 10**9, (solution.bound, float(best))
+
+
+@st.composite
+def uneven_problems(draw: st.DrawFn, *, pairs: bool = True) -> Problem:
+    """Small numbers among huge ones, in costs and pair terms, under budgets of which some have pair terms."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    huge, share = 10.0 ** draw(st.integers(9, 15)), draw(st.sampled_from([0.2, 0.5]))
+    sizes = rng.integers(1, 5, draw(st.integers(2, 5)))
+    group_of, options = np.repeat(np.arange(len(sizes)), sizes), int(sizes.sum())
+    close = draw(st.booleans())
+    signs = [1.0, 1.0, 1.0, -1.0] if draw(st.booleans()) else [1.0]
+
+    def numbers(count: int, share: float) -> np.ndarray:
+        small = rng.integers(-5, 6, count) + (3e-7 if close else 1.0) * rng.normal(size=count)
+        return np.where(rng.random(count) < share, huge * rng.choice(signs, count), small)
+
+    apart = np.triu(group_of[:, None] != group_of[None, :]) * (rng.random((options, options)) < 0.4)
+    cost = numbers(options, share)
+    if draw(st.booleans()):
+        needed = group_of == rng.integers(len(sizes))
+        cost[needed] = huge + cost[needed]
+    terms = (
+        apart * numbers(options * options, 0.1).reshape(apart.shape) if pairs and draw(st.booleans()) else 0.0 * apart
+    )
+    uses, budgets, paired = {}, {}, {}
+    for name in ("bytes", "macs")[: draw(st.integers(0, 2))]:
+        use = rng.integers(1, 20, options).astype(float)
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        low, high = np.minimum.reduceat(use, starts).sum(), np.maximum.reduceat(use, starts).sum()
+        uses[name], budgets[name] = use, float(np.floor(low + rng.random() * (high - low)))
+        if pairs and draw(st.booleans()):
+            paired[name] = scipy.sparse.csr_array(apart * rng.integers(0, 9, apart.shape).astype(float))
+            budgets[name] += 8.0
+    names = [f"g{group}" for group in range(len(sizes))]
+    labels = [[f"o{option}" for option in range(size)] for size in sizes]
+    return Problem(
+        names, labels, cost, uses, budgets, PairTerms(sparse=scipy.sparse.csr_array(terms)), 0.0, {}, paired
+    )  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=uneven_problems(), presolve=st.booleans())
+def test_what_auto_and_brute_force_prove_is_true_whatever_the_sizes_of_the_numbers(problem, presolve):
+    choices = list(every_choice(problem))
+    for solver in ("brute-force", "auto"):
+        assert_true(problem, solve(problem, solver, seed=0, time_limit=5.0, presolve=presolve), choices)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=uneven_problems(pairs=False), presolve=st.booleans())
+def test_what_dynamic_programming_proves_is_true_whatever_the_sizes_of_the_numbers(problem, presolve):
+    choices = list(every_choice(problem))
+    for solver in ("dp", "lagrangian"):
+        assert_true(problem, solve(problem, solver, seed=0, time_limit=5.0, presolve=presolve), choices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", EXACT)
+@settings(max_examples=100, deadline=None)
+@given(problem=uneven_problems(), presolve=st.booleans())
+def test_what_is_proven_is_true_whatever_the_sizes_of_the_numbers(solver, problem, presolve):
+    if solver_class(solver).why_not() or solver_class(solver)().refuse(problem):
+        return
+    assert_true(problem, solve(problem, solver, seed=0, time_limit=5.0, presolve=presolve), list(every_choice(problem)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(problem=uneven_problems())
+def test_what_is_cut_off_is_in_no_better_choice(problem):
+    choices = list(every_choice(problem))
+    for known, _, choice in choices[:: 1 + len(choices) // 5]:
+        part = cut_off(problem, choice)
+        values = {c: value for value, _, c in choices}
+        left = {tuple(part.lift(c).tolist()): part.problem.evaluate(c) for c in
+                itertools.product(*(range(len(options)) for options in part.problem.options))}  # fmt: skip
+        assert choice in left
+        for c, value in values.items():
+            assert c in left or value > known
+            if c in left and value <= known:
+                assert left[c].feasible
+                assert left[c].objective == pytest.approx(float(value), abs=1e-9 * np.abs(problem.cost).max())
+            elif c in left:
+                assert left[c].objective >= known - Fraction(np.abs(problem.cost).max()) / 10**9
+
+
+def forbidding(huge: float) -> Problem:
+    """Four groups in which costs of ``huge`` forbid five options; the best choice has an objective of 2."""
+    cost = [4, 0, 0, 2, 4, huge, huge, -1, huge, 2, -1, huge]
+    use = {"bytes": [3, 10, 14, 9, 3, 8, 17, 2, 13, 18, 12, 6]}
+    return Problem(list("abcd"), [["x", "y", "z"]] * 4, cost, use, {"bytes": 30})
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize("huge", [1e6, 1e9, 1e12, 1e15, 1e100, 1e300])
+def test_costs_that_forbid_options_may_have_any_size(solver, huge):
+    if why := solver_class(solver).why_not():
+        pytest.skip(why)
+    for presolve in (True, False):
+        solution = solve(forbidding(huge), solver, seed=0, presolve=presolve)
+        assert (solution.status, solution.objective, solution.bound) == (Status.OPTIMAL, 2.0, 2.0)
+        assert solution.choice.tolist() == [1, 1, 1, 1]
+
+
+def test_pair_terms_that_forbid_two_options_together_may_have_any_size():
+    terms = scipy.sparse.csr_array(([1e15, 1e15, 0.5], ([0, 0, 1], [2, 4, 2])), shape=(6, 6))
+    problem = Problem(list("abc"), [["x", "y"]] * 3, [0, 1, 0, 3, 0, 3], {}, {}, PairTerms(sparse=terms))
+    solution = solve(problem, "brute-force", presolve=False)
+    assert (solution.status, solution.objective, solution.choice.tolist()) == (Status.OPTIMAL, 1.5, [1, 0, 0])
+    assert cut_off(problem, [1, 1, 0]).problem.pairs.sparse.data.max() <= 10.0
+
+
+def test_a_bound_is_lowered_where_floats_cannot_tell():
+    """The huge gain of "y" cannot be had, which only the search proves, and its rounding hides costs of about 1."""
+    terms = scipy.sparse.csr_array(np.triu(np.full((9, 9), 8.0), 1) * np.kron(1 - np.eye(3), np.ones((3, 3))))
+    keep = np.tile([1.0, 0.0, 1.0], 3)
+    pairs = {"macs": scipy.sparse.csr_array(terms.toarray() * (1 - np.outer(keep, keep)))}
+    cost = [1, -1e15, 2, 1, -1e15, 2, 1, -1e15, 2]
+    problem = Problem(
+        list("abc"), [["x", "y", "z"]] * 3, cost, {"macs": [0] * 9}, {"macs": 5}, None, 0.0, {}, pairs
+    )  # fmt: skip
+    solution = solve(problem, "brute-force")
+    assert solution.objective == 3.0
+    assert solution.status is Status.FEASIBLE
+    assert -10.0 < solution.bound < 3.0
+    assert all(point.bound is None or point.bound < 3.0 for point in solution.trace)
+    assert "rounding errors" in solution.details["stopped"]
+
+
+def test_ordinary_problems_are_not_uneven():
+    for seed in range(100):
+        assert not uneven(small_problem(seed))
+    assert not uneven(layered_problem(200))
+    assert "cut_off" not in solve(layered_problem(20), "lagrangian").details
+
+
+def test_the_first_choice_avoids_huge_costs_where_it_can():
+    assert first_choice(forbidding(1e12), 10.0).tolist() == [1, 1, 1, 1]
