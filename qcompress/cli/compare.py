@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from formulations.formatting import number
+from formulations.formatting import number, one_line
 from qcompress.cli import arguments
 from qcompress.cli.console import complain, print_json, print_text, say
 from qcompress.cli.flag_groups import with_flag_groups
 from qcompress.cli.printing import print_compared
 from solvers import Solution, SolverLike
 from solvers.compare import Comparison, Suite
+from solvers.compare.rows import ERROR, status_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,9 @@ def compare(
     asked = _asked([*(solver or []), *(solvers.split(",") if solvers else [])])
 
     def tell_run(label: str, solution: Solution) -> None:
-        say(f"{label} seed {solution.seed}: {number(solution.objective)} ({solution.status}, {solution.wall_s:.1f} s)")
+        status = status_of(solution)
+        result = one_line(str(solution.details["error"])) if status == ERROR else number(solution.objective)
+        say(f"{label} seed {solution.seed}: {result} ({status}, {solution.wall_s:.1f} s)")
 
     compared: Comparison | Suite = run(
         problems if len(problems) > 1 else next(iter(problems.values())),

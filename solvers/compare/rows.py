@@ -50,7 +50,7 @@ class ComparisonRow:
         target_share: fraction of runs that reached the target.
         best, median: best and median objective; runs without a choice count as infinite, and infinite values become
             None.
-        above_best: ``(median - b) / |median|`` for the best known objective b, given or found, or None.
+        above_best: `above` of the median, relative to the best known objective, given or found.
         gap: ``(median - bound) / |median|`` for the best bound that any solver proved, or None.
         bound: best bound that this solver proved, or None.
         wall_s, cpu_s: median wall time and processor time of a run (None if it was not recorded).
@@ -91,7 +91,7 @@ def comparison_row(label: str, runs: Sequence[Solution], yardstick: Yardstick) -
         target_share=sum(reached(run, yardstick) for run in runs) / len(runs),
         best=finite(min(objectives)),
         median=median,
-        above_best=relative_gap(median, yardstick.reference),
+        above_best=above(median, yardstick.reference),
         gap=relative_gap(median, yardstick.bound),
         bound=max((run.bound for run in runs if run.bound is not None), default=None),
         wall_s=statistics.median(run.wall_s for run in runs),
@@ -116,7 +116,7 @@ def run_rows(label: str, runs: Sequence[Solution], yardstick: Yardstick) -> list
             "objective": run.objective,
             "bound": run.bound,
             "gap_to_bound": relative_gap(run.objective, yardstick.bound),
-            "gap_to_best": relative_gap(run.objective, yardstick.reference),
+            "gap_to_best": above(run.objective, yardstick.reference),
             "target": yardstick.target,
             "to_target_s": None if yardstick.target is None else first_hit(run, yardstick.target),
             "time_limit_s": yardstick.time_limit,
@@ -130,6 +130,21 @@ def run_rows(label: str, runs: Sequence[Solution], yardstick: Yardstick) -> list
         }
         for run in runs
     ]
+
+
+def above(objective: float | None, best: float | None) -> float | None:
+    """Return ``(objective - best) / |best|``, how far an objective lies above the best known one; 0 if it does not.
+
+    None if one is missing, or if the best is 0, to which nothing can be relative.
+
+    >>> above(3.0, 1.0), above(-3.0, -4.0), above(0.0, 0.0), above(1.0, 0.0)
+    (2.0, 0.25, 0.0, None)
+    """
+    if objective is None or best is None:
+        return None
+    if objective <= best:
+        return 0.0
+    return (objective - best) / abs(best) if best != 0 else None
 
 
 def status_of(run: Solution) -> str:

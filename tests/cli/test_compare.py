@@ -26,6 +26,11 @@ def test_compare_leaves_table_values_and_plot(folder, problem_file, capsys):
     assert capsys.readouterr().out.strip() in shown
 
 
+def test_the_line_of_a_failed_run_says_error_and_why(problem_file, capsys):
+    main(["compare", problem_file, "--solver", "tests.compare.own_solvers:Broken", "--output", "out"])
+    assert "broken seed 0: ArithmeticError: the cogwheel is stuck (ERROR, " in capsys.readouterr().err
+
+
 def test_compare_takes_several_problems_and_goes_on_from_its_journal(folder, problem_file, capsys):
     layered_problem(4, bits=(2, 4), rank=0).save(folder / "linear.npz")
     words = ["compare", problem_file, "linear.npz", "--solver", "greedy", "--seeds", "2", "--output", "out"]

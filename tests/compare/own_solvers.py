@@ -23,6 +23,17 @@ class Dice(Solver):
             search.offer(search.rng.integers(0, np.diff(problem.group_offsets)))
 
 
+@dataclass(frozen=True)
+class Broken(Solver):
+    """A solver that fails."""
+
+    name = "broken"
+    summary = "fails"
+
+    def run(self, problem, search):
+        raise ArithmeticError("the cogwheel\nis stuck")
+
+
 class Downhill(dimod.Sampler):
     """The all-zero state, as often as asked."""
 

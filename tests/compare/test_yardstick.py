@@ -41,9 +41,19 @@ def test_a_known_value_is_the_reference_unless_a_run_is_better():
     runs = [run_of([(1.0, 10.0), (2.0, 8.0)], 8.0)]
     better_known = comparison_of(*runs, best_known=5.0)
     assert (better_known.reference, better_known.best) == (5.0, 8.0)
-    assert better_known.rows()[0].above_best == pytest.approx(3 / 8)
+    assert better_known.rows()[0].above_best == pytest.approx(3 / 5)
+    assert better_known.run_rows()[0]["gap_to_best"] == pytest.approx(3 / 5)
     assert better_known.rows()[0].target_share == 0.0
     assert comparison_of(*runs, best_known=9.0).reference == 8.0
+
+
+def test_a_bad_objective_is_above_the_best_by_more_than_all_of_it():
+    """The gap to a bound is relative to the objective and stays below 1; this one is relative to the best."""
+    runs = [run_of([(1.0, 0.7197)], 0.7197)]
+    row = comparison_of(*runs, best_known=0.0318).rows()[0]
+    assert row.above_best == pytest.approx(0.6879 / 0.0318)
+    assert "2163" in comparison_of(*runs, best_known=0.0318).to_markdown()
+    assert comparison_of(*runs, best_known=0.0).rows()[0].above_best is None
 
 
 def test_the_target_is_a_share_above_the_reference_or_what_was_stated():
