@@ -114,6 +114,10 @@ class Solver(ABC):
         """
         return self.native_use_pairs
 
+    def at_prices(self) -> "Solver":
+        """Return the solver that runs at the prices of budgets with pair terms, by default this one."""
+        return self
+
     def prover(self) -> "Solver | None":
         """Return an exact solver that gets a turn on the linear statement of pair terms in budgets, if there is one."""
         return None

@@ -19,6 +19,7 @@ import scipy.sparse
 
 from formulations import PairTerms, Problem
 from formulations.errors import EncodingError
+from formulations.forms.integer_program import MAX_PRODUCTS, num_products
 from formulations.reductions.linearisation import Linearisation, linearised
 from formulations.reductions.pricing import priced
 from solvers.bounds.dual import DualBound, largest_objective
@@ -93,6 +94,8 @@ def solve_paired(
     if exact and linear is not None:
         _solve_linear(linear, search, attack)
         return
+    if linear is not None and num_products(linear.problem) > MAX_PRODUCTS:
+        linear = None  # more than the exact solver takes
     share = 1.0 if linear is None else 1.0 - LINEAR_SHARE
     _solve_at_prices(within, prices, attack, share * (1.0 - ANNEAL_SHARE) if anneal else share)
     if anneal and not (search.proven() or search.expired()):

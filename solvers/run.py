@@ -149,7 +149,8 @@ def _run_reduced(search: Search, *, back_end: Solver, bound: bool, presolve: boo
 
         prover = back_end.prover()
         prove = None if prover is None else partial(_run_scaled, back_end=prover, bound=False)
-        solve_paired(problem, search, run, exact=back_end.exact, anneal=back_end.anneals_use_pairs, prove=prove)
+        attack = partial(_run_scaled, back_end=back_end.at_prices(), bound=bound)
+        solve_paired(problem, search, attack, exact=back_end.exact, anneal=back_end.anneals_use_pairs, prove=prove)
         return
     if presolve and back_end.presolved and not problem.paired_budgets:
         with search.phase("presolve_s"), search.at_most(PRESOLVE_SHARE * search.remaining()):

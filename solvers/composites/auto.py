@@ -98,6 +98,10 @@ class Auto(Solver):
         """Whether there are few enough choices for `brute-force`, which takes the pair terms in budgets directly."""
         return num_choices(problem) <= ENUMERABLE
 
+    def at_prices(self) -> Solver:
+        """Return `lagrangian`, since the time at each price is too short for turns of several solvers."""
+        return Lagrangian()
+
     def prover(self) -> Solver | None:
         """Return `milp`, for the linear statement of budgets with pair terms."""
         return None if Milp.why_not() else Milp()
