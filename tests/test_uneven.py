@@ -89,7 +89,7 @@ def uneven_problems(draw: st.DrawFn, *, pairs: bool = True) -> Problem:
     return problem
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(problem=uneven_problems(), presolve=st.booleans())
 def test_what_auto_and_brute_force_prove_is_true_whatever_the_sizes_of_the_numbers(problem, presolve):
     choices = list(every_choice(problem))
