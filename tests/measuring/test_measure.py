@@ -115,8 +115,8 @@ def test_rounding_inside_a_network_of_half_precision_is_not_taken_for_a_wrong_gr
     measured = measure(half, batches, options)
     wide = measure(copy.deepcopy(half).float(), [batch.float() for batch in batches], options)
     assert not measured.tried
-    # codes of 6 bits are decoded to bfloat16, which has 8: that changes costs by up to .19 (seeds 0 to 11), while costs of
-    # layers evaluated one by one were several times too large
+    # codes of 6 bits are decoded to bfloat16, which has 8: that changes costs by up to .19 (seeds 0 to 11), while those
+    # of layers evaluated one by one were several times too large
     np.testing.assert_allclose(measured.cost, wide.cost, rtol=0.3)
 
 
