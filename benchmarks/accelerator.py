@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks.cifar import images, resnet
-from benchmarks.scoring import passes, sequences
+from benchmarks.scoring import loaded, passes, sequences
 from benchmarks.tables import Rows, markdown, write_results
 from qcompress import low_rank, prune_quantize
 from qcompress.model.forward import to_device
@@ -72,7 +72,7 @@ def cases(words: argparse.Namespace) -> Iterator[Case]:
         for dtype in (torch.float32, torch.bfloat16):
             yield Case(
                 name=f"SmolLM2, {str(dtype).removeprefix('torch.')}",
-                make=lambda dtype=dtype: language_model(words.model, dtype),
+                make=lambda dtype=dtype: loaded(words.model, dtype),
                 data=windows, families=GROUP_WISE, settings={"method": "sampled"},
             )  # fmt: skip
     small = random_words(8192, 8, 128)
@@ -97,14 +97,6 @@ def minilm(folder: Path) -> Case:
         name="MiniLM", make=lambda: AutoModel.from_pretrained(place).eval(), data=data,
         families={name: FAMILIES[name] for name in ("bits", "ranks")}, settings={"loss": "mse", "forward": encode},
     )  # fmt: skip
-
-
-def language_model(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of a Hugging Face folder, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
-
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    return model
 
 
 def llama(width: int, depth: int, vocabulary: int = 32000) -> nn.Module:
@@ -248,6 +240,8 @@ def main() -> None:
     words = parser.parse_args()
     if words.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no accelerator is here: torch.cuda.is_available() is False")
+    if words.billions and words.device != "cuda":
+        parser.error("--billions measures time and memory of CUDA: leave out --device")
     if words.model is not None and words.text is None:
         parser.error("--model needs --text FILE, plain text to run it on")
     name = "accelerator_large" if words.billions else "accelerator"
@@ -257,7 +251,8 @@ def main() -> None:
         warm_up(device)
     if words.billions:
         for size in words.billions:
-            rows.add({"device": settings["device"]} | large(size, words.device, words.windows))
+            if not rows.of(size=size):
+                rows.add({"size": size} | large(size, words.device, words.windows))
     else:
         _compare(words, rows)
     table = markdown(rows.values["rows"], LARGE if words.billions else COLUMNS)

@@ -39,11 +39,11 @@ def sequences(folder: Path, text: Path, count: int, length: int) -> list[Tensor]
     return [whole[place] for place in torch.linspace(0, len(whole) - 1, count).long().tolist()]
 
 
-def loaded(folder: Path) -> nn.Module:
-    """The model in float32, in evaluation mode."""
+def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model in evaluation mode."""
     from transformers import AutoModelForCausalLM
 
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     return model
 
 

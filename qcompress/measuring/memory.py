@@ -18,7 +18,7 @@ HELD = 1 << 28
 def room_on(device: torch.device) -> int:
     """Return how many bytes of decoded options, or of gradients, are held on a device.
 
-    That is `HELD`, or an eighth of what is free on an accelerator.
+    That is `HELD`, or an eighth of what is free on a CUDA device.
 
     >>> room_on(torch.device("cpu"))
     268435456

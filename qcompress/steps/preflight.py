@@ -206,12 +206,14 @@ def _blank(part: Part) -> Weight:
 
 
 def _not_fitting(request: Request, inventory: Survey, most: int = 3) -> str:
-    """Describe the options that fit not all parts; empty if there are none."""
+    """Name options that do not fit all parts, those that fit fewest first; empty if there are none."""
     whys: dict[str, list[str]] = {}
     for part in inventory.parts:
         for offer in request.offered.options(part.path, part.modules[0]).offers:
-            if isinstance(offer, Transform) and offer.resolve(_blank(part)) is None:
-                whys.setdefault(offer.label, []).append(f"{part.name!r}: {offer.why_not(part.target)}")
+            if not isinstance(offer, Transform) or offer.resolve(_blank(part)) is not None:
+                continue
+            if why := offer.why_not(part.target):
+                whys.setdefault(offer.label, []).append(f"{part.name!r}: {why}")
     told = [
         f"{label!r} does not fit {len(own)} of {len(inventory.parts)} parts ({own[0]})"
         for label, own in sorted(whys.items(), key=lambda entry: -len(entry[1]))[:most]

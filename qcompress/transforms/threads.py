@@ -27,15 +27,16 @@ def over_rows(work: Callable[[int, int], object], rows: int, per_row: int) -> No
     >>> done.sum()
     np.float64(4.0)
     """
-    workers = max(1, min(torch.get_num_threads(), rows, rows * per_row // LEAST))
+    threads = torch.get_num_threads()
+    workers = max(1, min(threads, rows, rows * per_row // LEAST))
     if workers == 1:
         if rows:
             work(0, rows)
         return
     bounds = np.linspace(0, rows, min(rows, 2 * workers) + 1).astype(int).tolist()  # ranges may take unequal time
-    list(_threads(workers, os.getpid()).map(lambda ends: work(*ends), itertools.pairwise(bounds)))
+    list(_pool(threads, os.getpid()).map(lambda ends: work(*ends), itertools.pairwise(bounds)))
 
 
 @functools.cache
-def _threads(workers: int, process: int) -> ThreadPoolExecutor:  # noqa: ARG001  (a forked process has none of them)
-    return ThreadPoolExecutor(workers)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # noqa: ARG001  (a forked process has none of them)
+    return ThreadPoolExecutor(threads)

@@ -100,7 +100,7 @@ def test_a_forward_that_asks_for_half_precision_is_measured_in_it() -> None:
         assert not measure(half, data, options, method=method, forward=forward).tried
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_rounding_inside_a_network_of_half_precision_is_not_taken_for_a_wrong_gradient(seed: int) -> None:
     torch.manual_seed(seed)
     convolutions = (
@@ -115,9 +115,13 @@ def test_rounding_inside_a_network_of_half_precision_is_not_taken_for_a_wrong_gr
     measured = measure(half, batches, options)
     wide = measure(copy.deepcopy(half).float(), [batch.float() for batch in batches], options)
     assert not measured.tried
-    # codes of 6 bits are decoded to bfloat16, which has 8: that changes costs by up to .19 (seeds 0 to 11), while those
-    # of layers evaluated one by one were several times too large
-    np.testing.assert_allclose(measured.cost, wide.cost, rtol=0.3)
+    ratios = measured.cost.reshape(-1, 3)[:, 1:] / wide.cost.reshape(-1, 3)[:, 1:]
+    four, six = (
+        ratios.T
+    )  # codes of 6 bits are decoded to bfloat16, which has 8: single costs of theirs change by up to .19
+    np.testing.assert_allclose(four, 1.0, rtol=0.1)
+    np.testing.assert_allclose(six, 1.0, rtol=0.25)  # evaluated one by one, they were several times too large
+    np.testing.assert_allclose(np.exp(np.log(six).mean()), 1.0, rtol=0.15)
 
 
 @pytest.mark.parametrize("granularity", ["layer", 2])

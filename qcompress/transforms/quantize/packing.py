@@ -16,6 +16,7 @@ from qcompress.transforms.threads import over_rows
 MAX_BITS = 16
 _CHUNK = 1 << 20  # codes processed at once: bounds the memory beside input and output
 _CHUNK_THERE = 1 << 26  # the same on an accelerator, where few large operations are fast
+_OF_KERNELS = (torch.int32, torch.float32)  # codes of other dtypes would compile them once more
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -40,7 +41,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         return torch.from_numpy(np.packbits(codes.to(torch.bool).numpy(), bitorder="little"))
     packed = torch.empty(packed_bytes(len(codes), bits), dtype=torch.uint8)
     if bits <= 8:
-        _pack_by_kernel(codes.to(torch.int32), bits, packed)
+        _pack_by_kernel(codes if codes.dtype in _OF_KERNELS else codes.to(torch.int32), bits, packed)
         return packed
     for start in range(0, len(codes), _CHUNK):
         chunk = codes[start : start + _CHUNK].to(torch.int32)
@@ -74,7 +75,7 @@ def unpack(packed: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int
     if bits == 1 and near:
         return torch.from_numpy(np.unpackbits(packed.numpy(), count=count, bitorder="little")).to(dtype)
     codes, step = packed.new_empty(count, dtype=dtype), _CHUNK if near else _CHUNK_THERE
-    if bits <= 8 and near and dtype in (torch.int32, torch.float32):
+    if bits <= 8 and near and dtype in _OF_KERNELS:
         _unpack_by_kernel(packed, bits, codes)
         return codes
     for start in range(0, count, step):

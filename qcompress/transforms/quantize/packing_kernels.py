@@ -7,7 +7,7 @@ from solvers.kernels.compiled import compiled
 
 @compiled
 def pack_eights(codes, bits, packed):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Pack codes ``(8·n,)`` into bytes ``(bits·n,)``."""
+    """Pack codes ``(8·n,)``, of any dtype, into bytes ``(bits·n,)``."""
     for group in range(len(codes) // 8):
         word = np.uint64(0)
         for place in range(8):
