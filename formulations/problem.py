@@ -25,7 +25,7 @@ from formulations.errors import InfeasibleBudgetError, InvalidProblemError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.formatting import amount, limit, markdown_table
-from formulations.pairs import PairTerms
+from formulations.pairs import PairTerms, sum_of_products
 from formulations.resource_pairs import arrays_of, checked_resource_pairs, least_of_blocks, matrix_from
 from formulations.validation import (
     checked_budgets,
@@ -217,9 +217,7 @@ class Problem:
     def _pair_value(self, chosen: NDArray[np.int64]) -> float:
         value = 0.0
         if self.pairs.factor is not None:
-            rows = self.pairs.factor[chosen]
-            total = rows.sum(axis=0)
-            value += 0.5 * float(total @ total - np.einsum("gr,gr->", rows, rows))
+            value += float(sum_of_products(self.pairs.factor[chosen]).sum())
         if self.pairs.num_sparse:
             x = np.zeros(self.num_options)
             x[chosen] = 1.0

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from formulations import Problem
 from formulations.generators.prune_quantize import prune_quantize
+from formulations.pairs import sum_of_products
 from qcompress import budgets
 from qcompress.errors import OptionsError
 from qcompress.interactions import pair_terms
@@ -103,7 +104,7 @@ def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray
     costs, between = 0.5 * np.square(measurement.factor[chosen]), np.zeros(measurement.factor.shape[1])
     rows = None if problem.pairs is None else problem.pairs.factor
     if rows is not None and rows.shape[1] == len(between):
-        between = 0.5 * (rows[chosen].sum(axis=0) ** 2 - np.square(rows[chosen]).sum(axis=0))
+        between = sum_of_products(rows[chosen])
     return error_of_sum(costs, measurement.standard_error[chosen], measurement.num_samples, between)
 
 

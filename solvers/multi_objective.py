@@ -277,7 +277,7 @@ def _switched(a: Arrays, use: Floats, points: Integers) -> tuple[Floats, Floats,
     objectives, uses, within = np.empty(shape), np.empty(shape), np.empty(shape, dtype=np.bool_)
     for i in range(len(points)):
         total, field, usage = begin(a, points[i])
-        value, used = objective(a, points[i], total, field), use[points[i]].sum()
+        value, used = objective(a, points[i], field), use[points[i]].sum()
         for v in range(len(a.cost)):
             old = points[i, a.group_of[v]]
             objectives[i, v] = value + delta(a, total, field, old, v)

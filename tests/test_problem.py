@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -335,3 +336,18 @@ def test_channel_problems_prune_what_is_over_the_budget():
     assert kept.usage["bytes"] == pytest.approx(2 * problem.budgets["bytes"], abs=2)
     assert pruned.usage["bytes"] == 0.0
     assert problem.fingerprint() == channel_problem(70, per_layer=20, rank=3, seed=1).fingerprint()
+
+
+@given(seed=st.integers(0, 10**6), groups=st.sampled_from([2, 3, 8, 333]), length=st.sampled_from([1.0, 1e8, 1e150]))
+def test_short_rows_of_a_factor_count_beside_a_long_one(seed: int, groups: int, length: float) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-8, 9, (groups, 16)) / 8
+    rows[:, 0] = 0.0
+    rows[rng.integers(groups), 0] = length  # a column of its own, so that it has no pair terms
+    problem = Problem(
+        [f"g{i}" for i in range(groups)], [["x"]] * groups, [0.0] * groups, {}, {}, PairTerms(factor=rows)
+    )
+    total = [sum(map(Fraction, column)) for column in rows.T[1:].tolist()]
+    squares = sum(Fraction(number) ** 2 for number in rows[:, 1:].ravel().tolist())
+    exact = float((sum(number**2 for number in total) - squares) / 2)
+    assert problem.evaluate([0] * groups).objective == pytest.approx(exact, rel=1e-12, abs=1e-12)

@@ -188,3 +188,14 @@ def test_ordinary_problems_are_not_uneven():
 
 def test_the_first_choice_avoids_huge_costs_where_it_can():
     assert first_choice(forbidding(1e12), 10.0).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("solver", [name for name in EXACT if solver_class(name).native_pairs])
+@pytest.mark.parametrize("presolve", [True, False])
+def test_a_long_row_of_the_factor_hides_no_better_choice(solver: str, presolve: bool) -> None:
+    rows = np.zeros((7, 2))
+    rows[0, 0], rows[1:, 1] = 1e8, [0.3, -0.4, 0.5, -0.45, 0.7, -0.6]
+    problem = Problem(list("abcd"), [["x"], *([["x", "y"]] * 3)], [0.0] * 7, {}, {}, PairTerms(factor=rows))
+    found = solve(problem, solver, presolve=presolve, time_limit=5, seed=0, initial=[0, 0, 0, 0])
+    assert found.bound is None or found.bound <= -0.415 + 1e-9
+    assert found.objective == pytest.approx(-0.415) or found.status is not Status.OPTIMAL

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InvalidProblemError
-from formulations.pairs import PairTerms
+from formulations.pairs import PairTerms, sum_of_products
 from formulations.problem import Problem
 from formulations.reductions.base import Choice, Reduction
 from formulations.validation import frozen
@@ -111,9 +111,9 @@ def restrict(problem: Problem, keep: NDArray[np.bool_], *, outside: float = -np.
     cost, offset = problem.cost[options], problem.offset + problem.cost[fixed].sum()
     factor, sparse = problem.pairs.factor, problem.pairs.sparse
     if factor is not None and len(fixed):
-        total = x @ factor
-        offset += 0.5 * (total @ total - np.einsum("v,vr,vr->", x, factor, factor))
-        cost += (factor @ total)[options]
+        rows = factor[fixed]
+        offset += sum_of_products(rows).sum()
+        cost += (factor @ rows.sum(axis=0))[options]
     if sparse is not None and len(fixed):
         offset += x @ (sparse @ x)
         cost += (sparse @ x + sparse.T @ x)[options]

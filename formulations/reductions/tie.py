@@ -96,10 +96,8 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = Fals
     cost = summed(problem.cost)
     factor, sparse = problem.pairs.factor, problem.pairs.sparse
     if factor is not None:
-        joined = np.zeros((count, factor.shape[1]))
-        np.add.at(joined, option, factor)
-        cost += 0.5 * (np.square(joined).sum(axis=1) - summed(np.square(factor).sum(axis=1)))
-        factor = joined
+        alone, factor = _joined_rows(factor, option, count)
+        cost += alone
     of_option = np.repeat(np.arange(len(first_member)), np.diff(offsets))
     if sparse is not None:
         alone, sparse = _joined_terms(sparse, option, of_option)
@@ -121,6 +119,21 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = Fals
         resource_pairs,
     )
     return Tied(original=problem, problem=smaller, group=group, option=option, binding=binding)
+
+
+def _joined_rows(
+    factor: NDArray[np.float64], option: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Add up the rows of tied options: the products within each joined option ``(count,)``, and the rows of all."""
+    alone, joined = np.zeros(count), np.zeros((count, factor.shape[1]))
+    left = np.arange(len(option))
+    while len(left):  # the next row of every joined option, so that only sums and products are formed
+        joint, first = np.unique(option[left], return_index=True)
+        rows = factor[left[first]]
+        alone[joint] += np.einsum("vr,vr->v", joined[joint], rows)
+        joined[joint] += rows
+        left = np.delete(left, first)
+    return alone, joined
 
 
 def _joined_terms(

@@ -224,8 +224,11 @@ def _combination(
 
 def _cost(chosen: NDArray[np.int64], cost: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """``(options,)`` costs of combinations ``(options, measured options)``: their sums, and pair terms within."""
-    together = np.square(rows[chosen].sum(axis=1)).sum(axis=1) - np.square(rows[chosen]).sum(axis=(1, 2))
-    return np.asarray(cost[chosen].sum(axis=1) + PAIR_STRENGTH * 0.5 * together)
+    before, together = np.zeros((len(chosen), rows.shape[1])), np.zeros(len(chosen))
+    for member in chosen.T:  # squares of sums would lose the products of short rows beside a long one
+        together += np.einsum("or,or->o", before, rows[member])
+        before += rows[member]
+    return np.asarray(cost[chosen].sum(axis=1) + PAIR_STRENGTH * together)
 
 
 def _uses(

@@ -45,8 +45,8 @@ def _enumerate(a: Arrays, u: PairedUses, chosen: Integers, best: Floats, least: 
         for k in range(len(usage)):
             within &= usage[k] <= u.limit[k]
         if within:
-            total, field, _ = begin(a, chosen)
-            value = objective(a, chosen, total, field)
+            _, field, _ = begin(a, chosen)
+            value = objective(a, chosen, field)
             if value < best[0] - best[1]:
                 best[0] = value
                 best[1] = max(rounding, TIE * terms(a, chosen, value))

@@ -104,7 +104,7 @@ def cool(
     """
     temperature, ratio, steps, rate = schedule
     total, field, usage = begin(a, chosen)
-    value = objective(a, chosen, total, field)
+    value = objective(a, chosen, field)
     num_budgets, num_free = len(a.limit), len(free)
     if value < best_value and fits(a, usage):
         best_value = value

@@ -90,15 +90,20 @@ def begin(a: Arrays, chosen: Integers) -> tuple[Floats, Floats, Floats]:
 
 
 @compiled
-def objective(a: Arrays, chosen: Integers, total: Floats, field: Floats) -> float:
-    """Compute the objective of the chosen flat options, without the problem's offset."""
-    linear, pairs = 0.0, 0.0
+def objective(a: Arrays, chosen: Integers, field: Floats) -> float:
+    """Compute the objective of the chosen flat options, without the problem's offset.
+
+    A row of the factor is multiplied by the sum of those before it: the sum of all minus itself loses short rows.
+    """
+    linear, pairs, products = 0.0, 0.0, 0.0
+    before = np.zeros(a.factor.shape[1])
     for v in chosen:
         linear += a.cost[v]
         pairs += field[v]
-        for k in range(len(total)):
-            pairs += a.factor[v, k] * (total[k] - a.factor[v, k])
-    return float(linear + 0.5 * pairs)
+        for k in range(len(before)):
+            products += a.factor[v, k] * before[k]
+            before[k] += a.factor[v, k]
+    return float(linear + 0.5 * pairs + products)
 
 
 @compiled
@@ -116,8 +121,8 @@ def judge_all(a: Arrays, chosen: Integers) -> tuple[Floats, Floats]:
     """Compute objectives ``(n,)`` without offset, and excess over budgets ``(n,)`` in units, of choices ``(n, G)``."""
     values, excess = np.empty(len(chosen)), np.zeros(len(chosen))
     for i in range(len(chosen)):
-        total, field, usage = begin(a, chosen[i])
-        values[i] = objective(a, chosen[i], total, field)
+        _, field, usage = begin(a, chosen[i])
+        values[i] = objective(a, chosen[i], field)
         for k in range(len(usage)):
             excess[i] += max(0.0, usage[k] - a.limit[k]) / a.unit[k]
     return values, excess

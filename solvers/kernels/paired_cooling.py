@@ -29,7 +29,7 @@ def cool_paired(
     temperature, ratio, steps, rate = schedule
     total, field, none = begin(a, chosen)
     use_field, usage = begin_uses(u, chosen)
-    value = objective(a, chosen, total, field)
+    value = objective(a, chosen, field)
     num_budgets, num_free = len(u.limit), len(free)
     for step in range(steps):
         if value < best_value - 1e-12 * abs(value) and excess(u, usage) <= 0.0 and _fits_anew(a, u, chosen):

@@ -77,7 +77,7 @@ def cool_in_sweeps(
         best_value: objective of ``best`` without offset, or infinity.
     """
     total, field, _ = begin(a, chosen)
-    value = objective(a, chosen, total, field)
+    value = objective(a, chosen, field)
     local = a.cost + field
     number, temperature, num_free = state[0], schedule.temperature, len(free)
     for _ in range((schedule.steps + num_free - 1) // num_free):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
-from formulations import InvalidProblemError, Problem
+from formulations import InvalidProblemError, PairTerms, Problem
 from formulations.generators.random_instances import small_problem
 from formulations.reductions.base import Chain, Choice, IdentityReduction, Reduction
 from formulations.reductions.components import Component, split
@@ -220,3 +220,19 @@ def test_a_reduction_that_breaks_a_promise_is_found(broken: dict[str, object], m
         setattr(Broken, name, value)
     with pytest.raises(FormulationCheckError, match=message):
         check_reduction(lambda problem, rng: Broken(original=problem))
+
+
+@pytest.mark.parametrize("make", [restriction, tying, lambda problem, _: tie(problem, [["g1", "g2", "g3"]])])
+@given(seed=st.integers(0, 10**6))
+def test_a_long_row_of_the_factor_hides_no_pair_terms(make: Make, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(9, 3))
+    rows[:, 0], rows[0] = 0.0, [1e9, 0.0, 0.0]  # the only option of its group, in a column of its own
+    names = [["x"], *([["x", "y"]] * 4)]
+    long = Problem([f"g{i}" for i in range(5)], names, rng.normal(size=9), {}, {}, PairTerms(factor=rows))
+    short = long.derived(pairs=PairTerms(factor=rows[:, 1:]))
+    one, other = (make(problem, np.random.default_rng(seed)) for problem in (long, short))
+    for choice in choices(one.problem):
+        value = short.evaluate(one.lift(choice)).objective
+        assert one.problem.evaluate(choice).objective == pytest.approx(value, abs=1e-12)
+        assert other.problem.evaluate(choice).objective == pytest.approx(value, abs=1e-12)
