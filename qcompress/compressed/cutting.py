@@ -1,6 +1,7 @@
 """Cut indices out of a model's tensors, in place: modules, names, hooks and parameters remain the same objects."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -10,6 +11,12 @@ from qcompress.model.tensors import held_tensors
 
 Cuts = Mapping[tuple[str, int], Sequence[int]]
 """(Name of a tensor, dimension) → indices to remove, in ascending order."""
+
+SIZES = (
+    *("num_heads", "num_attention_heads", "n_heads", "num_key_value_heads", "num_kv_heads"),
+    *("split_size", "all_head_size", "inner_dim"),
+)
+"""Names under which transformers' attention stores numbers of heads, or of outputs of the layers inside it."""
 
 
 def cut_(model: nn.Module, cuts: Cuts) -> None:
@@ -21,6 +28,7 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
     Linear(in_features=3, out_features=3, bias=True)
     """
     tensors = {item.name: item.tensor for item in held_tensors(model)}
+    widths = _widths(model)
     with torch.no_grad():
         for (name, dim), indices in cuts.items():
             tensor = tensors[name]
@@ -32,6 +40,7 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
         held = [*module._parameters.values(), *module._buffers.values()]
         if any(id(tensor) in changed for tensor in held):
             _follow(module)
+    _follow_children(model, widths)
 
 
 def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int], list[int]]:
@@ -73,6 +82,28 @@ def beyond(cuts: Cuts, earlier: Cuts, model: nn.Module) -> dict[tuple[str, int],
         present = np.setdiff1d(np.arange(shapes[name][dim] + len(before)), before)
         left[name, dim] = np.flatnonzero(np.isin(present, gone)).tolist()
     return left
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """Number of outputs of every layer inside another module."""
+    layers = {
+        name: getattr(module, "out_features", getattr(module, "nf", None)) for name, module in model.named_modules()
+    }
+    return {name: width for name, width in layers.items() if name and isinstance(width, int)}
+
+
+def _follow_children(model: nn.Module, before: Mapping[str, int]) -> None:
+    """Update the sizes that modules store of the layers inside them (`SIZES`)."""
+    after, ratios = _widths(model), dict[str, set[Fraction]]()
+    for name, width in before.items():
+        if after.get(name, width) != width:
+            ratios.setdefault(name.rpartition(".")[0], set()).add(Fraction(after[name], width))
+    for name, found in ratios.items():
+        module = model.get_submodule(name)
+        for attribute in SIZES if len(found) == 1 else ():
+            size = getattr(module, attribute, None)
+            if type(size) is int and (smaller := size * min(found)).denominator == 1:
+                setattr(module, attribute, int(smaller))
 
 
 def _follow(module: nn.Module) -> None:

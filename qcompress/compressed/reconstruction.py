@@ -22,6 +22,8 @@ DAMPING = 0.01
 DAMPINGS = (DAMPING, 0.1, 1.0, 10.0)
 """Such multiples to choose from where samples are few, by what holds for samples that were not fitted to."""
 
+KINDS = (nn.Linear, *layers.CONVOLUTIONS)
+
 FOLDS = 4
 """Parts of the samples: what is fitted to all others is tested on each of them."""
 
@@ -45,9 +47,10 @@ def readers(model: nn.Module, item: CoupledSet) -> list[Reader]:
     for axis in item.axes:
         path = axis.tensor.rpartition(".")[0]
         module = model.get_submodule(path) if axis.reads and axis.tensor.endswith(".weight") else None
-        fitting = isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layers.is_plain(module)
-        if fitting and axis.dim == 1 and getattr(module, "groups", 1) == 1:
-            assert module is not None  # noqa: S101
+        if module is None or not layers.is_plain(module) or getattr(module, "groups", 1) != 1:
+            continue
+        inputs_first = layers.has_inputs_first(module)
+        if (inputs_first or isinstance(module, KINDS)) and axis.dim == (0 if inputs_first else 1):
             reading.append(Reader(path=path, columns=_columns(axis, layers.weight_of(module))))
     return reading
 

@@ -57,6 +57,15 @@ def has_inputs_first(module: nn.Module) -> bool:
     return kind is not None and _inputs_first(kind)
 
 
+def makes_second_dimension(module: nn.Module) -> bool:
+    """Whether a layer's outputs are along dimension 1 of its weight; of a table, its columns.
+
+    >>> makes_second_dimension(nn.ConvTranspose1d(2, 3, 1)), makes_second_dimension(nn.Linear(2, 3))
+    (True, False)
+    """
+    return isinstance(module, (*TRANSPOSED, nn.Embedding, nn.EmbeddingBag)) or has_inputs_first(module)
+
+
 def _inputs_first(kind: type) -> bool:
     return f"{kind.__module__}.{kind.__qualname__}" in INPUTS_FIRST
 

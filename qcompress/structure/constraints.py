@@ -4,11 +4,13 @@ import numpy as np
 from torch import Tensor
 
 from qcompress.structure.nodes import Nodes
+from qcompress.structure.products import varies
 from qcompress.structure.tracing import Tracer, compacted, distinct
 
 MAX_ROUNDS = 10
 
 AT_FIXED_PLACES = "split at hard-coded positions"
+SHARED = "shared by units that can be removed"
 
 
 def settle(tracer: Tracer) -> tuple[Nodes, dict[int, str]]:
@@ -21,8 +23,12 @@ def settle(tracer: Tracer) -> tuple[Nodes, dict[int, str]]:
         for (_, dim), (labels, pieces) in tracer.pieces.items():
             _keep_pieces(tracer, labels, dim, sorted(pieces), roots)
         before, roots = roots, nodes.roots()
-        if np.array_equal(before, roots):
-            break
+        if np.array_equal(before, roots):  # what can be removed together is known now, but for shared parameters
+            for labels, parameter in tracer.shared:
+                _keep_shared(tracer, labels, parameter, roots)
+            roots = nodes.roots()
+            if np.array_equal(before, roots):
+                break
     for item in tracer.constants:
         for dim in item.dims:
             item_roots = roots[compacted(item.labels)]
@@ -39,6 +45,16 @@ def _keep_grid(tracer: Tracer, labels: Tensor, dims: tuple[int, ...], roots: Nod
     along = [dim for dim in dims if (item_roots != np.take(item_roots, [0], axis=dim)).any()]
     for dim in along[:-1]:
         tracer.nodes.join(item_roots, np.take(item_roots, [0], axis=dim))
+
+
+def _keep_shared(tracer: Tracer, labels: Tensor, parameter: Tensor, roots: Nodes) -> None:
+    """A parameter that several parts share stays whole if whole parts are removed, and follows what all parts lose."""
+    item_roots = roots[compacted(labels)]
+    along = [dim for dim in range(parameter.ndim) if varies(parameter, dim)]
+    if any((item_roots != np.take(item_roots, [0], axis=dim)).any() for dim in along):
+        tracer.nodes.join(compacted(labels), compacted(parameter))
+    else:
+        tracer.nodes.block(distinct(parameter), SHARED)
 
 
 def _keep_pieces(tracer: Tracer, labels: Tensor, dim: int, pieces: list[tuple[int, int, int]], roots: Nodes) -> None:

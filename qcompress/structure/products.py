@@ -188,7 +188,7 @@ def batched(tracer: Tracer, first: Tensor, second: Tensor, output: Tensor) -> No
 
 
 def attention(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Join queries, keys and values of each head; several query heads may share keys and values."""
+    """Join queries, keys, values and biases of each head; several query heads may share keys and values."""
     given = [tracer.labels(value) for value in args[:3]]
     share = args[1].shape[-2] * (args[0].shape[-1] + args[2].shape[-1]) / args[2].shape[-1]
     none = torch.zeros((), dtype=torch.int64).expand(output[0].shape)
@@ -201,8 +201,10 @@ def attention(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], out
     query, key, value = (
         labels.repeat_interleave(heads // labels.shape[1], dim=1) for labels in given if labels is not None
     )
+    bias = tracer.labels(kwargs.get("attn_mask", args[3] if len(args) > 3 else None))
+    joined = [query, key, value] if bias is None else [query, key, value, bias.expand(-1, heads, -1, -1)]
     for head in range(heads):
-        tracer.nodes.join_all(np.concatenate([distinct(labels[:, head]) for labels in (query, key, value)]))
+        tracer.nodes.join_all(np.concatenate([distinct(labels[:, head]) for labels in joined]))
     tracer.mark(output[0], value[:, :, :1].expand(output[0].shape))
     tracer.work.append((value[:, :, :1].expand(output[0].shape), share, ""))
 

@@ -48,6 +48,10 @@ def pointwise(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], out
         if source_labels is None:
             tracer.block(seen.tensor, "it is combined with channels in a way that is not supported")
             tracer.nodes.block(distinct(merged), "combined with a weight in a way that is not supported")
+        elif any(
+            products.varies(merged, dim) and not products.varies(source_labels, dim) for dim in range(merged.ndim)
+        ):
+            tracer.shared.append((merged, source_labels))
         else:
             merged = _merge(tracer, merged, source_labels)
     for value in operands:

@@ -143,7 +143,7 @@ def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str,
     names = {held.name: held.tensor for held in held_tensors(model)}
     owners: dict[int, list[str]] = {}
     for path, module in model.named_modules():
-        if isinstance(module, READERS):
+        if isinstance(module, READERS) or layers.has_inputs_first(module):
             owners.setdefault(id(module.weight), []).append(path)
     for item in sets:
         for axis in item.axes:
@@ -186,7 +186,7 @@ def _watched(
 
 
 def _given_dim(module: nn.Module) -> int:
-    return -1 if isinstance(module, nn.Linear) else 1
+    return -1 if isinstance(module, nn.Linear) or layers.has_inputs_first(module) else 1
 
 
 def _made_dim(module: nn.Module) -> int:

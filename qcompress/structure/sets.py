@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from qcompress.model import forward as forwards
+from qcompress.model import layers
 from qcompress.model.coupled import Axis, CoupledSet
 from qcompress.model.tensors import held_tensors, overlapping, unregistered_modules
 from qcompress.structure.constraints import settle
@@ -53,17 +54,32 @@ def trace(model: nn.Module, batch: Any, forward: forwards.Forward | None = None)
         elif unseen and item.name.startswith(unseen):
             tracer.block(item.tensor, "in a plain list or dict, where PyTorch does not see it")
     roots, reasons = settle(tracer)
-    return _grouped(tracer, roots, reasons)
+    inputs_first = {
+        f"{path}.weight".lstrip(".") for path, module in model.named_modules() if layers.makes_second_dimension(module)
+    }
+    return _grouped(tracer, roots, reasons, inputs_first)
 
 
-def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str]) -> Structure:
-    """Group units along the same dimensions, and collect the layers whose channels stay."""
+def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str], inputs_first: set[str]) -> Structure:
+    """Group units along the same dimensions, and collect the layers whose channels stay.
+
+    Args:
+        tracer: what was seen.
+        roots: root of every node.
+        reasons: reasons of blocked roots.
+        inputs_first: weights whose outputs are along dimension 1.
+    """
     nodes = tracer.nodes
     members: dict[int, dict[tuple[str, int], list[int]]] = {}
     kept: dict[str, str] = {}
     for (name, dim), start in nodes.starts.items():
         dim_roots = roots[start : start + nodes.sizes[name, dim]].tolist()
-        if dim == 0 and name.endswith("weight") and dim_roots[0] in reasons and nodes.sizes[name, dim] > 1:
+        if (
+            dim == (name in inputs_first)
+            and name.endswith("weight")
+            and dim_roots[0] in reasons
+            and nodes.sizes[name, dim] > 1
+        ):
             kept.setdefault(name.rpartition(".")[0], reasons[dim_roots[0]])
         for index, root in enumerate(dim_roots):
             if root not in reasons:
@@ -92,7 +108,8 @@ def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str]) -> Structure
         mixed = {name: shares[root] for name, shares in work.items() if name and root in shares}
         name, share = _name(axes, [item.name for item in sets]), work.get("", {}).get(root, 0.0)
         sets.append(CoupledSet(name=name, axes=axes, work=share, mixed=mixed))
-    return Structure(sets=tuple(sets), kept=kept)
+    with_choice = {item.name for item in sets}
+    return Structure(sets=tuple(sets), kept={layer: why for layer, why in kept.items() if layer not in with_choice})
 
 
 def _work(tracer: Tracer, roots: Nodes) -> dict[str, dict[int, float]]:

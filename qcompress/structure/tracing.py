@@ -60,6 +60,8 @@ class Tracer(Watching):
         constants: labels that must be constant along dimensions.
         pieces: (id of a tensor, dimension) → its nodes and the pieces taken from it (first index, length, step).
         splits: nodes of a tensor, and the dimensions that one dimension was split into.
+        shared: nodes of a tensor, and those of a parameter that is combined with each of several parts of it, such as
+            the heads.
         reads: (parameter, dimension) along which a product reads channels.
         work: nodes of the outputs of products whose multiply-accumulates depend on them, multiply-accumulates for each
             output value, and the name of the parameter that is multiplied with, empty for products of activations.
@@ -71,6 +73,7 @@ class Tracer(Watching):
         self.constants: list[Constant] = []
         self.pieces: dict[tuple[int, int], tuple[Tensor, set[tuple[int, int, int]]]] = {}
         self.splits: list[tuple[Tensor, tuple[int, ...]]] = []
+        self.shared: list[tuple[Tensor, Tensor]] = []
         self.reads: set[tuple[str, int]] = set()
         self.work: list[tuple[Tensor, float, str]] = []
         self._seen: dict[int, TracedTensor] = {}

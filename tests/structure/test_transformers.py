@@ -1,0 +1,115 @@
+"""Heads and widths of transformers' models: sizes in their code, shared norms and position biases follow."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qcompress
+from qcompress.compressed.removal import mask_, remove_
+from qcompress.model.counting import count
+from qcompress.model.tensors import total_bytes
+from qcompress.structure.find import find_sets
+from qcompress.structure.uses import uses_of
+from solvers import judge
+
+transformers = pytest.importorskip("transformers")
+
+WORDS, LENGTH, HEADS = 60, 12, 4
+DECODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": HEADS}
+
+
+def gpt2() -> nn.Module:
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=HEADS, n_positions=LENGTH, **special())
+    return transformers.GPT2LMHeadModel(config)
+
+
+def qwen3() -> nn.Module:
+    config = transformers.Qwen3Config(num_key_value_heads=2, head_dim=8, **DECODER, **special())
+    return transformers.Qwen3ForCausalLM(config)
+
+
+def opt() -> nn.Module:
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "word_embed_proj_dim": 32}
+    return transformers.OPTForCausalLM(transformers.OPTConfig(num_attention_heads=HEADS, **sizes, **special()))
+
+
+def falcon() -> nn.Module:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": HEADS, "multi_query": False}
+    return transformers.FalconForCausalLM(transformers.FalconConfig(**sizes, **special()))
+
+
+def t5() -> nn.Module:
+    config = transformers.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=HEADS, **special())
+    return transformers.T5EncoderModel(config)
+
+
+def special() -> dict[str, int]:
+    return {"vocab_size": WORDS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def output(model: nn.Module, batch: Tensor) -> Tensor:
+    given = model(batch)
+    return given.logits if hasattr(given, "logits") else given.last_hidden_state
+
+
+ATTENTION = {
+    gpt2: ("transformer.h.0.attn.c_attn", HEADS),
+    qwen3: ("model.layers.0.self_attn.q_proj", 2),  # two heads that share keys and values
+    opt: ("model.decoder.layers.0.self_attn.k_proj", HEADS),
+    falcon: ("transformer.h.0.self_attention.query_key_value", HEADS),
+    t5: ("encoder.block.0.layer.0.SelfAttention.q", HEADS),  # of both layers: they share the biases of positions
+}
+
+
+@pytest.mark.parametrize("make", ATTENTION, ids=lambda make: make.__name__)
+def test_heads_and_widths_are_removed_as_predicted(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, batch = make().eval(), torch.randint(3, WORDS, (2, LENGTH))
+    sets, rng = find_sets(model, [batch], output).sets, np.random.default_rng(1)
+    name, heads = ATTENTION[make]
+    assert {item.name: item.num_units for item in sets}[name] == heads
+    removed = {item.name: rng.choice(item.num_units, item.num_units // 2, replace=False) for item in sets}
+    predicted = uses_of(model, sets, count(model, [batch], output)).of([item.num_units // 2 for item in sets])
+    masked, smaller = (change(copy.deepcopy(model), sets, removed) for change in (mask_, remove_))
+    with torch.no_grad():
+        expected, found = output(masked, batch), output(smaller, batch)
+        whole = output(model, batch)
+    assert float((whole - expected).abs().max()) > 1e-3 * float(whole.abs().max())
+    # sums of other lengths round otherwise
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5 * float(expected.abs().max()))
+    assert total_bytes(smaller) == predicted["bytes"]
+    assert count(smaller, [batch], output).macs == pytest.approx(predicted["macs"])
+
+
+def test_gpt2_is_pruned_saved_and_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = gpt2().eval(), list(torch.randint(3, WORDS, (8, LENGTH)).split(4))
+    measurement = qcompress.measure(model, data, qcompress.prune_channels(keep=(0.5,)), forward=output)
+    assert measurement.num_inputs["transformer.h.0.attn.c_proj"]  # its weight (in, out) is refitted as well
+    problem = qcompress.formulate(measurement, {"macs": "100%"})
+    smaller = qcompress.apply(model, measurement, judge(problem, [1] * problem.num_groups))
+    assert smaller.transformer.h[0].attn.split_size == 16
+    qcompress.save_compressed(smaller, tmp_path / "model.safetensors")
+    loaded = qcompress.load_compressed(tmp_path / "model.safetensors", gpt2)
+    with torch.no_grad():
+        assert torch.equal(output(loaded, data[0]), output(smaller, data[0]))
+
+
+@pytest.mark.parametrize("kind", ["table", "transposed"])
+def test_layers_whose_outputs_are_a_second_dimension_have_options(kind: str) -> None:
+    torch.manual_seed(0)
+    table = nn.Sequential(nn.Embedding(30, 16), nn.Flatten(), nn.Linear(96, 5))
+    up = nn.Sequential(nn.GroupNorm(1, 8), nn.ConvTranspose1d(8, 12, 2, 2), nn.Flatten(), nn.Linear(144, 5))
+    model, batch, name = (
+        (table, torch.randint(0, 30, (4, 6)), "0") if kind == "table" else (up, torch.randn(4, 8, 6), "1")
+    )
+    structure = find_sets(model, [batch])
+    assert [item.name for item in structure.sets] == [name]
+    assert name not in structure.kept
+    measurement = qcompress.measure(model, [batch], qcompress.prune_channels(keep=(0.5,)))
+    assert [part.name for part in measurement.parts] == [name]
