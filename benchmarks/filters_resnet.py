@@ -2,9 +2,9 @@
 
 ``H = L_p + β·L_q − γ·R`` with γ bisected to a size; the proven optimum comes from the counts
 (`formulations.generators.filters.counts`). Against it: simulated annealing on the paper's QUBO (dwave-samplers, read
-after read), and ``anneal`` and ``ga`` on the same function as a `Problem`, with several seeds each. Layers whose
-outputs are added share their prune variables. Then the accuracy of what was found, applied; of the hard budget's
-optimum (``dp``); and, at equal bytes, of this project's own formulation.
+after read), and ``anneal``, ``ga`` and reinforcement learning (`benchmarks.policy_gradient`) on the same function as a
+`Problem`, with several seeds each. Layers whose outputs are added share their prune variables. Then the accuracy of
+what was found, applied; of the hard budget's optimum (``dp``); and, at equal bytes, of this project's own formulation.
 
 Every run ends by its own count of reads, sweeps or generations, so that what is found does not depend on the
 machine's load; times are CPU seconds. The time to target (`solvers.compare.time_to_target`) is that of the better of
@@ -39,9 +39,11 @@ from solvers.compare.time_to_target import target_near, time_to_target
 from solvers.solution import TracePoint
 
 READS, SWEEPS = 10, 3000  # of simulated annealing on the QUBO
-RUNS: dict[str, tuple[dict[str, int], ...]] = {  # the longer run last
-    "anneal": ({"sweeps": 10}, {"sweeps": 100}),
-    "ga": ({"generations": 1}, {"generations": 5}),
+POLICY = "benchmarks.policy_gradient:PolicyGradient"
+RUNS = {  # the longer run last
+    "anneal": ("anneal:sweeps=10", "anneal:sweeps=100"),
+    "ga": ("ga:generations=1", "ga:generations=5"),
+    "policy gradient": (f"{POLICY}:steps=200", f"{POLICY}:steps=1000"),
 }
 TARGETS = (0.0, 1e-3)  # relative distance from the optimum
 SEARCH_COLUMNS = {
@@ -146,15 +148,15 @@ def search(network: FilterNetwork, budget: int, seeds: int) -> tuple[list[dict[s
     optimum = network.evaluate(exact, gamma).objective
     encoded, stated = filter_bqm(network, gamma), filter_problem(network, gamma)
 
-    def solved(name: str, options: dict[str, int]) -> Callable[[int], Solution]:
-        return lambda seed: solve(stated.problem, name, seed=seed, **options)
+    def solved(solver: str) -> Callable[[int], Solution]:
+        return lambda seed: solve(stated.problem, solver, seed=seed)
 
     rows = [{"solver": "counts (exact)", "optimal": "proven", "tts_1": exact_s, "tts_2": exact_s, "cpu_s": exact_s}]
     choices = {"γ, exact": exact}
     kinds = {"sa on the QUBO": [lambda seed: sample(encoded, stated, seed, optimum)]}
     for name, lengths in RUNS.items():
-        solve(stated.problem, name, **lengths[0])  # compiles
-        kinds[name] = [solved(name, options) for options in lengths]
+        solve(stated.problem, lengths[0])  # compiles
+        kinds[name] = [solved(solver) for solver in lengths]
     for name, runs in kinds.items():
         runs_by_solver = [[in_cpu_seconds(run, seed) for seed in range(seeds)] for run in runs]
         rows.append(row_of(name, runs_by_solver, optimum))
