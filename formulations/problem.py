@@ -202,7 +202,7 @@ class Problem:
         violations = {
             name: usage[name] - budget for name, budget in self.budgets.items() if usage[name] > limit_of(budget)
         }
-        objective = self.offset + float(self.cost[chosen].sum()) + self._pair_value(chosen)
+        objective = self.offset + (float(self.cost[chosen].sum()) + self._pair_value(chosen))
         return Evaluation(objective=objective, usage=usage, violations=violations)
 
     def usage(self, chosen: NDArray[np.int64]) -> dict[str, float]:

@@ -81,6 +81,7 @@ class _Joint:
             initial=self.hints[number],
             shares=len(parts),
         )
+        part.constant = 0.0
         if other_choices:
             part.details = {}
         return part

@@ -14,6 +14,7 @@ from solvers.base import OnProgress, Search, Solver, SolverLike, SubSearch
 from solvers.errors import InvalidOptionError
 from solvers.presolved import cheap, solve_parts
 from solvers.solution import Solution, StopReason
+from solvers.stated_search import StatedSearch
 from solvers.uneven import search_evenly
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def solve(
         from solvers import paired_budgets  # compiled code, imported only when used
 
         paired_budgets.prepare()
-    search = Search(
+    search = StatedSearch(
         problem, solver=back_end.name, time_limit=time_limit, seed=seed, initial=start, on_progress=on_progress
     )
     return conduct(search, back_end, bound=bound, presolve=presolve)
@@ -190,7 +191,7 @@ def judge(problem: Problem, choice: ArrayLike, *, name: str = "given") -> Soluti
     >>> judge(Problem(["a"], [["keep", "4 bit"]], [0, 3], {}, {}), [1]).objective
     3.0
     """
-    search = Search(problem, solver=name)
+    search = StatedSearch(problem, solver=name)
     search.offer(choice)
     return search.solution(StopReason.COMPLETED, {})
 

@@ -44,6 +44,7 @@ class Search:
         choice: ``(G,)`` the incumbent, or None.
         rng: numpy Generator made from the seed; the only source of randomness that a back end may use.
         initial: ``(G,)`` a choice to start from, or None.
+        constant: the part of the stated problem's objective that the searched problem leaves out (its offset).
         timing: time in seconds by phase, recorded by the back end through `phase`.
         details: additional results of the back end; numbers of the objective are added through `note`.
         pool: good choices with their objectives in the stated problem's unit.
@@ -61,7 +62,7 @@ class Search:
         on_progress: OnProgress | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.problem, self.solver = problem, solver
+        self.problem, self.solver, self.constant = problem, solver, 0.0
         self.clock = time.perf_counter if clock is None else clock
         self._start = self.clock()
         self._limit, self._on_progress = time_limit, on_progress
@@ -98,6 +99,10 @@ class Search:
     def in_stated_unit(self, numbers: Numbers) -> Any:
         """Convert numbers of this problem's objective (or prices) to the stated problem's unit, as plain JSON."""
         return _times(numbers, self.unit)
+
+    def as_stated(self, objective: float | None) -> float | None:
+        """Convert an objective or a bound of this problem to one of the stated problem."""
+        return None if objective is None else self.unit * objective + self.constant
 
     def learn(self, lesson: object) -> None:
         """Store a result about the problem for later solvers of this run, replacing the last one of its type."""
@@ -248,16 +253,18 @@ class Search:
         """Show that the back end is alive: record the state in the trace and call `on_progress`."""
         self._tell()
 
+    def _shown(self) -> tuple[float | None, float | None]:
+        """Objective of the incumbent, and bound, as trace and progress show them."""
+        return self.objective, self._bound
+
     def _tell(self) -> None:
-        objective = None if self._evaluation is None else self._evaluation.objective
-        point = TracePoint(self.elapsed(), objective, self._bound)
+        objective, bound = self._shown()
+        point = TracePoint(self.elapsed(), objective, bound)
         if not self._trace or self._trace[-1][1:] != point[1:]:
             self._trace.append(point)
         if self._on_progress is not None:
-            gap = relative_gap(objective, self._bound)
-            self._on_progress(
-                Progress(solver=self.solver, t_s=point.t_s, objective=objective, bound=self._bound, gap=gap)
-            )
+            gap = relative_gap(objective, bound)
+            self._on_progress(Progress(solver=self.solver, t_s=point.t_s, objective=objective, bound=bound, gap=gap))
 
     def phase(self, name: str) -> "_Phase":
         """Return a ``with`` block whose duration is added to ``timing[name]``."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 from numpy.typing import ArrayLike
 
 from formulations import Problem
-from solvers.base import Search
-from solvers.solution import Solution, Status
+from solvers.solution import Solution, Status, relative_gap
+from solvers.stated_search import StatedSearch
 
 JUDGED = ("choice", "objective", "usage", "feasible", "bound", "gap", "status", "problem_fingerprint")
 """Fields that describe the answer; all other fields describe the run and are not changed."""
@@ -30,14 +30,21 @@ def with_known(
     >>> better.choice.tolist(), better.objective, str(better.status)
     ([0], 0.0, 'OPTIMAL')
     """
-    search = Search(problem, solver=solution.solver, seed=solution.seed)
-    for choice in (solution.choice, *choices):
-        if choice is not None:
-            search.offer(choice)
-    for bound in (solution.bound, *bounds):
-        if bound is not None:
-            search.raise_bound(bound)
+    search = StatedSearch(problem, solver=solution.solver, seed=solution.seed)
+    if solution.choice is not None and search.offer(solution.choice) and solution.status is Status.OPTIMAL:
+        assert search.objective is not None  # noqa: S101
+        search.raise_bound(search.objective - 0.999 * search.tolerance())  # beside the offset, its bound is rounded
+    for choice in choices:
+        search.offer(choice)
+    known = [bound for bound in (solution.bound, *bounds) if bound is not None]
+    for bound in known:
+        search.raise_shown_bound(bound)
     if solution.status is Status.INFEASIBLE and search.choice is None:
         search.close()
     judged = search.solution(solution.stop_reason, solution.options)
-    return replace(solution, **{name: getattr(judged, name) for name in JUDGED})
+    update = {name: getattr(judged, name) for name in JUDGED}
+    if known:  # as given, without the allowance for rounding
+        most = max(known) if judged.objective is None else min(max(known), judged.objective)
+        update["bound"] = most if judged.bound is None else max(judged.bound, most)
+        update["gap"] = relative_gap(judged.objective, update["bound"])
+    return replace(solution, **update)

@@ -55,6 +55,7 @@ class SubSearch(Search):
             clock=outer.clock,
         )
         self.reduction, self.outer, self._shares, self._seconds = reduction, outer, shares, seconds
+        self.constant = outer.constant
         if seconds is None and not apart:
             self.share_clock(outer)
         if not apart:
@@ -135,8 +136,8 @@ class SubSearch(Search):
         return {
             "solver": self.solver,
             "seed": self.seed,
-            "objective": self.in_stated_unit(self.objective),
-            "bound": self.in_stated_unit(self.bound),
+            "objective": self.as_stated(self.objective),
+            "bound": self.as_stated(self.bound),
             "wall_s": self.elapsed(),
             "details": self.details,
         }

@@ -76,6 +76,7 @@ class Task:
     seed: int
     initial: Integers | None
     unit: float
+    constant: float
 
 
 class Lane:
@@ -153,7 +154,7 @@ class _LaneSearch(Search):
             task.problem, solver=task.solver.name, time_limit=task.time_limit, seed=task.seed, initial=task.initial
         )
         self._connection, self._asked, self._parent_bound = connection, -np.inf, -np.inf
-        self._unit = task.unit
+        self._unit, self.constant = task.unit, task.constant
 
     @property
     def unit(self) -> float:

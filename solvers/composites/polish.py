@@ -57,7 +57,7 @@ class Polish(Wrapper):
         if start is not None and problem.num_options <= POLISHABLE and not (search.proven() or search.expired()):
             begun, polished = search.elapsed(), polish(problem, start, search.remaining())
             search.offer(polished)
-            last = {"solver": "polish", "objective": search.unit * problem.evaluate(polished).objective}
+            last = {"solver": "polish", "objective": search.as_stated(problem.evaluate(polished).objective)}
             steps.append(last | {"wall_s": search.elapsed() - begun})
         if cut:
             search.cut_short()

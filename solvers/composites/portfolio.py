@@ -116,7 +116,13 @@ class _Race:
         limit = None if np.isinf(seconds) else max(seconds, 1e-3)
         search = self.search
         task = lanes.Task(
-            solver=solver, problem=self.problem, time_limit=limit, seed=seed, initial=search.initial, unit=search.unit
+            solver=solver,
+            problem=self.problem,
+            time_limit=limit,
+            seed=seed,
+            initial=search.initial,
+            unit=search.unit,
+            constant=search.constant,
         )
         lane = lanes.Lane(task)
         self.lanes.append(lane)

@@ -72,7 +72,7 @@ class Recording(Wrapper):
             if search.choice is not None:  # known before the solver started
                 writer.write(t_s=search.elapsed(), choice=search.choice.tolist())
             if search.bound is not None:
-                writer.write(t_s=search.elapsed(), bound=search.stated.bound)
+                writer.write(t_s=search.elapsed(), bound=search.stated.as_stated(search.stated.bound))
             try:
                 solver.run(problem, inner)
             finally:
@@ -97,7 +97,7 @@ class _Recorded(SubSearch):
 
     def raise_bound(self, bound: float) -> bool:
         if np.isfinite(bound):
-            self._writer.write(t_s=self.outer.elapsed(), bound=self.unit * float(bound))
+            self._writer.write(t_s=self.outer.elapsed(), bound=self.as_stated(float(bound)))
         return super().raise_bound(bound)
 
     def close(self) -> None:
@@ -176,10 +176,11 @@ class Replay(Solver):
             if "choice" in event:
                 search.offer(event["choice"])
             elif "bound" in event:
-                search.raise_bound(event["bound"] / search.unit)
+                search.raise_bound((event["bound"] - search.constant) / search.unit)
             elif "closed" in event:
                 search.close()
-            state = [search.stated.objective, search.stated.bound]
+            stated = search.stated
+            state = [stated.as_stated(stated.objective), stated.as_stated(stated.bound)]
             if not course or course[-1][1:] != state:
                 course.append([event["t_s"], *state])
 

@@ -62,6 +62,6 @@ class Genetic(Solver):
                 idle = 0 if space.offer_best() else idle + 1
                 search.details["generations"] = generation + 1
         if search.choice is not None:
-            search.note(objective_before_polish=search.objective)
+            search.details["objective_before_polish"] = search.as_stated(search.objective)
             with search.phase("polish_s"):
                 search.offer(polish(problem, search.choice, search.remaining()))

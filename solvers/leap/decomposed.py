@@ -123,13 +123,14 @@ class Decomposed(QuantumProcessor):
                 search.offer(state.choice)
                 search.details["resumed_at"] = len(state.parts)
             elif self._first(problem, search):
-                assert search.objective is not None  # noqa: S101
+                start = search.as_stated(search.objective)
+                assert start is not None  # noqa: S101
                 assert search.choice is not None  # noqa: S101
                 state = DescentState(
                     path=path,
                     seed=int(search.rng.integers(2**31)),
                     room=self.device().largest_clique() if self.variables is None else self.variables,
-                    start=search.unit * search.objective,
+                    start=start,
                     choice=tuple(search.choice.tolist()),
                 )
             yield state

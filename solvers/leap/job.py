@@ -33,6 +33,7 @@ from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.estimate import Estimate
 from solvers.leap.forms import RemoteForm, Samples
 from solvers.solution import Solution, StopReason
+from solvers.stated_search import StatedSearch
 
 FILE_KIND = FileKind("qcompress leap job", version=1)
 SUFFIX = ".job.json"
@@ -134,8 +135,8 @@ class Job:
             LeapError: see `solvers.leap.errors`; the job is unchanged, so try again.
         """
         problem = self.problem()
-        search = Search(problem, solver=self.solver)
-        inner = SubSearch(normal_form(problem), search)
+        search = StatedSearch(problem, solver=self.solver)
+        inner = SubSearch(normal_form(search.problem), search)
         with connect(self._reach(config)) as connection:
             received(inner.problem, inner, send(self, connection), connection, on_wait=on_wait)
         return search.solution(StopReason.COMPLETED, self.options)

@@ -66,7 +66,7 @@ class Quality:
         """Write all values to the search's details."""
         shares = {"valid": self.valid, "feasible_raw": self.feasible_raw, "feasible_decoded": self.feasible_decoded}
         objectives = {"raw": self.raw, "decoded": self.decoded, "repaired": self.repaired, "polished": self.polished}
-        search.note(**{f"objective_{name}": value for name, value in objectives.items()})
+        search.details |= {f"objective_{name}": search.as_stated(value) for name, value in objectives.items()}
         search.details |= {f"share_{name}": count / max(1, self.samples) for name, count in shares.items()}
         search.details |= {"samples": self.samples, "distinct": self.distinct, "repair_failed": self.failed}
         search.details |= {"num_repaired": self.repaired_count, "num_polished": self.polished_count}

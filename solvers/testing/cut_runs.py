@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from formulations import Problem
-from solvers.base import Search, Solver
+from solvers.base import Solver
 from solvers.run import conduct
 from solvers.solution import Solution
+from solvers.stated_search import StatedSearch
 from solvers.testing.judge import ConformanceError, judge_claims
 from solvers.testing.problems import known_problems, taken
 
@@ -35,7 +36,7 @@ class Countdown:
 def cut_run(problem: Problem, solver: Solver, looks: int) -> Solution:
     """Run the solver without presolve until its ``looks``-th look at the clock, when its time is over."""
     clock: Callable[[], float] = Countdown(looks)
-    search = Search(problem, solver=solver.name, time_limit=TIME_LIMIT_S, seed=SEED, clock=clock)
+    search = StatedSearch(problem, solver=solver.name, time_limit=TIME_LIMIT_S, seed=SEED, clock=clock)
     return conduct(search, solver, presolve=False)
 
 

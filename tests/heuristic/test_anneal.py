@@ -59,7 +59,7 @@ def test_a_move_adds_to_the_objective_what_evaluate_says(seed):
     switch(arrays, chosen, total, field, usage, second)
     after = problem.evaluate(chosen - problem.group_offsets[:-1])
     assert after.objective - before.objective == pytest.approx(change, abs=1e-9)
-    assert objective(arrays, chosen, total, field) + problem.offset == pytest.approx(after.objective, abs=1e-9)
+    assert objective(arrays, chosen, field) + problem.offset == pytest.approx(after.objective, abs=1e-9)
     assert list(usage) == pytest.approx([after.usage[name] - problem.fixed.get(name, 0.0) for name in problem.budgets])
     assert fits(arrays, usage) == after.feasible
 
