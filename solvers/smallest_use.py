@@ -1,6 +1,8 @@
 """Minimise the use of a resource under an upper limit on the objective, with a proven lower bound.
 
-Without pair terms, uses and costs are swapped, and the solver proves the minimum directly. With pair terms in the
+Without pair terms, uses and costs are swapped, and the solver proves the minimum directly: first under a limit that
+allows for the rounding of costs, which leaves nothing out, and if its choice is only just above the true limit, again
+under a lower one. With pair terms in the
 objective or in a resource, the budget is found by bisection: an objective within the limit lowers the sufficient use, a
 bound above the limit raises the proven lower bound, and an answer with neither changes nothing. The returned choice
 meets the limit and all budgets as `Problem.evaluate` computes them, and no such choice uses less than ``at_least``.
@@ -21,10 +23,12 @@ from formulations.problem import BUDGET_TOLERANCE, limit_of
 from solvers.base import OnProgress, SolverLike
 from solvers.errors import InvalidOptionError
 from solvers.run import solve
+from solvers.search import PROOF_TOLERANCE
+from solvers.solution import Solution
 
 FILE_KIND = FileKind("qcompress smallest use", version=1)
+FIRST_SHARE = 0.9  # of the time, for the problem whose limit allows for rounding
 FINEST = 1e-6  # relative precision for uses that are not whole numbers
-_OBJECTIVE = "objective"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,25 +136,44 @@ class _Search:
         """Solve without pair terms: uses become costs, and costs (minus each group's smallest) become a resource."""
         problem = self._problem
         least = np.minimum.reduceat(problem.cost, problem.group_offsets[:-1])
-        room = self._at_most - problem.offset - float(least.sum())
-        if room < 0:
-            raise self._nothing(problem.offset + float(least.sum()))
+        lowest = math.fsum([problem.offset, *least.tolist()])
+        room = math.fsum([self._limit(), -problem.offset, *(-least).tolist()])
+        sizes = abs(self._limit()) + 2.0 * (abs(problem.offset) + float(np.abs(least).sum()))
+        rounding = float(np.finfo(float).eps) * (16.0 + 4.0 * math.sqrt(problem.num_groups)) * sizes
+        if room + rounding < 0:
+            raise self._nothing(lowest)
         above = problem.cost - least[problem.group_of]
-        swapped = Problem(
+        solution = self._solved(above, room + rounding, FIRST_SHARE)
+        if solution.bound is not None:
+            self._raise(solution.bound * (1 - BUDGET_TOLERANCE))
+        if solution.choice is not None and not self._offer(solution.choice):
+            solution = self._solved(above, room - rounding, 1.0)
+        if solution.choice is None or not self._offer(solution.choice):
+            raise self._nothing(None)
+        return self._found()
+
+    def _solved(self, above: NDArray[np.float64], room: float, share: float) -> Solution:
+        """Solve with uses and costs swapped, in a share of the remaining time."""
+        left = self._left(1)
+        seconds = None if left is None else share * left
+        swapped = self._swapped(above, max(room, 0.0))
+        solution: Solution = solve(swapped, self._solver, time_limit=seconds, **self._settings)
+        return solution
+
+    def _swapped(self, above: NDArray[np.float64], room: float) -> Problem:
+        """Return the problem with the uses as costs, and with a budget ``room`` for the costs ``above`` the least."""
+        problem, objective = self._problem, "objective"
+        while objective in problem.resources:
+            objective += "'"
+        return Problem(
             problem.groups,
             problem.options,
             problem.resources[self._resource],
-            {**problem.resources, _OBJECTIVE: above},
-            {**problem.budgets, _OBJECTIVE: room},
+            {**problem.resources, objective: above},
+            {**problem.budgets, objective: room},
             offset=problem.fixed.get(self._resource, 0.0),
             fixed=problem.fixed,
         )
-        solution = solve(swapped, self._solver, time_limit=self._left(1), **self._settings)
-        if solution.choice is None or not self._offer(solution.choice):
-            raise self._nothing(None)
-        if solution.bound is not None:
-            self._raise(solution.bound * (1 - BUDGET_TOLERANCE))
-        return self._found()
 
     def bisected(self) -> SmallestUse:
         """Solve with pair terms: minimise the objective at one budget after another."""
@@ -185,10 +208,19 @@ class _Search:
         solution = solve(stated, self._solver, time_limit=self._left(steps), **self._settings)
         if solution.choice is not None and self._offer(solution.choice):
             return None
-        proven = solution.bound is not None and solution.bound > self._limit()
+        proven = solution.bound is not None and solution.bound > self._limit() + self._uncertainty(solution)
         if proven or (solution.choice is None and str(solution.status) == "INFEASIBLE"):
             self._raise(math.floor(budget) + 1.0 if self._whole else budget)
         return math.inf if solution.objective is None else solution.objective
+
+    def _uncertainty(self, solution: Solution) -> float:
+        """Return by how much a bound may exceed the true optimum: bounds are proofs up to `PROOF_TOLERANCE`."""
+        constant = self._problem.offset
+        if solution.choice is None or solution.objective is None:
+            return PROOF_TOLERANCE * abs((solution.bound or constant) - constant)
+        costs = self._problem.cost[self._problem.flat(solution.choice)]
+        pairs = solution.objective - constant - float(costs.sum())
+        return PROOF_TOLERANCE * (float(np.abs(costs).sum()) + abs(pairs))
 
     def _offer(self, choice: NDArray[np.int64]) -> bool:
         """Keep a choice if it is within the limit and the budgets; return whether it is."""
@@ -215,7 +247,7 @@ class _Search:
 
     def _raise(self, at_least: float) -> None:
         """Raise the proven lower bound, rounded up if all uses are whole numbers."""
-        value = math.ceil(at_least * (1 - BUDGET_TOLERANCE)) if self._whole else at_least
+        value = math.ceil(at_least - min(PROOF_TOLERANCE * abs(at_least), 0.5)) if self._whole else at_least
         self._at_least = max(self._at_least, float(value))
 
     def _limit(self) -> float:

@@ -1,7 +1,9 @@
 """The smallest use with an objective of at most so much: brute force finds the same, and nothing false is proven."""
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, PairTerms, Problem
+from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError
 from solvers.smallest_use import SmallestUse, smallest_use
 
@@ -84,6 +87,58 @@ def test_a_limit_that_nothing_meets_says_how_far_the_objective_came() -> None:
         problem = random_problem(3, pairs=pairs)
         with pytest.raises(InfeasibleBudgetError, match="at most -100; the smallest found is"):
             smallest_use(problem, "bytes", -100.0, solver="brute-force")
+
+
+@given(
+    seed=st.integers(0, 10**6), offset=st.sampled_from([0.0, 100.0, 1e4, 1e6, -1e9]), tenths=st.booleans(),
+    solver=st.sampled_from(["brute-force", "auto", "milp"]),
+)  # fmt: skip
+def test_limits_that_a_choice_meets_exactly_are_met_by_it(seed: int, offset: float, tenths: bool, solver: str) -> None:
+    rng = np.random.default_rng(seed)
+    cost = rng.integers(0, 9, 12) * 0.1 if tenths else rng.random(12)
+    use = rng.integers(1, 50, 12).astype(float)
+    problem = Problem(list("abcd"), [["x", "y", "z"]] * 4, cost, {"bytes": use}, {}, None, offset)
+    limit = problem.evaluate(rng.integers(0, 3, 4)).objective
+    found = smallest_use(problem, "bytes", limit, solver=solver, seed=0, time_limit=5)
+    assert found.at_least <= by_brute_force(problem, limit)
+    assert found.usage <= by_brute_force(problem, limit)
+
+
+def test_the_rounding_of_a_large_cost_leaves_no_choice_out() -> None:
+    problem = Problem(["a"], [["x", "y", "z"]], [0.3, 0.1, 0.7], {"bytes": [4, 5, 3]}, {}, None, 1e4)
+    found = smallest_use(problem, "bytes", problem.evaluate([0]).objective)
+    assert (found.usage, found.at_least) == (4, 4)
+    problem = Problem(["a"], [["x", "y"]], [0.3, 0.4], {"bytes": [4, 3]}, {}, None, 1e3)
+    assert smallest_use(problem, "bytes", problem.evaluate([0]).objective).usage == 4
+
+
+@dataclass(frozen=True)
+class JustAbove(Solver):
+    """Proves a choice optimal to 1e-9, though another one is better by less."""
+
+    name: ClassVar[str] = "just-above"
+    summary: ClassVar[str] = "a choice that is optimal to 1e-9"
+    presolved: ClassVar[bool] = False
+
+    def run(self, problem: Problem, search: Search) -> None:
+        for choice in ([1, 1], [0, 1], [0, 0]):
+            if search.choice is None:
+                search.offer(choice)
+        search.close()
+
+
+def test_a_bound_that_is_true_to_1e_9_proves_nothing_about_limits_that_are_nearer() -> None:
+    together = scipy.sparse.csr_array(([5.0, 2 + 2e-10, 2.0, 2.0], ([0, 0, 1, 1], [2, 3, 2, 3])), shape=(4, 4))
+    problem = Problem(["a", "b"], [["x", "y"]] * 2, [0] * 4, {"bytes": [1, 2, 1, 2]}, {}, PairTerms(sparse=together))
+    found = smallest_use(problem, "bytes", 2.0, solver=JustAbove())
+    assert (found.usage, found.at_least) == (4, 3)
+    assert smallest_use(problem, "bytes", 2.0).usage == 3
+
+
+def test_a_resource_may_be_called_objective() -> None:
+    problem = Problem(["a"], [["x", "y"]], [0, 1], {"bytes": [2, 1], "objective": [1, 2]}, {"objective": 1})
+    assert smallest_use(problem, "bytes", 5.0).usage == 2
+    assert smallest_use(problem, "objective", 5.0).usage == 1
 
 
 def test_unknown_resources_and_limits_that_are_no_number_are_refused() -> None:
