@@ -82,7 +82,11 @@ def _next(point: Point, resource: str, last: Choice, solve_point: SolvePoint, *,
     run = replace(
         reduced, pool=(), **{name: getattr(judged, name) for name in ("choice", "objective", "usage", "feasible")}
     )
-    run = replace(run, bound=None, gap=None, status=judged.status, problem_fingerprint=problem.fingerprint())
+    bound = point.solution.bound  # those of the trace hold for the options that nesting allows only
+    trace = tuple(state._replace(bound=bound) for state in run.trace)
+    run = replace(
+        run, bound=None, gap=None, status=judged.status, trace=trace, problem_fingerprint=problem.fingerprint()
+    )
     return with_known(problem, run, bounds=[point.solution.bound])
 
 

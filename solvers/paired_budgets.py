@@ -221,14 +221,19 @@ class _Prices:
 
     def _over(self, prices: Mapping[str, float], name: str | None = None) -> bool:
         """Whether the dual's choice at these prices exceeds a budget (only that of ``name`` if given)."""
-        bound: DualBound = self._dual.bound(prices, self._deadline)
-        self.search.raise_bound(min(bound.value, self._most))
+        bound = self.dual(prices)
         broken = set(self.problem.evaluate(bound.choice).violations)
         if not broken or self.choice is None:
             self.choice = bound.choice
         if not broken:
             self.search.offer(bound.choice)
         return bool(broken & set(self.names)) if name is None else name in broken
+
+    def dual(self, prices: Mapping[str, float]) -> DualBound:
+        """Compute the dual at these prices, and report its bound."""
+        bound: DualBound = self._dual.bound(prices, self._deadline)
+        self.search.raise_bound(min(bound.value, self._most))
+        return bound
 
     def _scale(self, name: str) -> float:
         """Return a price at which the resource contributes about a hundredth of the objective."""
@@ -237,6 +242,20 @@ class _Prices:
         most = float(np.maximum.reduceat(use, starts).sum()) + float(terms.sum()) / max(1.0, self.problem.num_options)
         cost = np.maximum.reduceat(self.problem.cost, starts) - np.minimum.reduceat(self.problem.cost, starts)
         return 1e-2 * max(float(cost.sum()), 1e-9) / max(most, 1e-9)
+
+
+def priced_bound(problem: Problem, seconds: float = float("inf")) -> tuple[float, dict[str, float]]:
+    """Return a lower bound for a problem whose budgets have pair terms, and the prices of all of its budgets.
+
+    Args:
+        problem: the problem.
+        seconds: maximum time; the prices are then those found so far.
+    """
+    search = Search(problem, solver="prices", time_limit=None if np.isinf(seconds) else max(seconds, 1e-9))
+    price_search = _Prices(problem, search)
+    prices = price_search.best()
+    others = price_search.dual(prices).prices
+    return -np.inf if search.bound is None else search.bound, {**others, **prices}
 
 
 def cheapest(problem: Problem) -> Integers:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from formulations import Problem
@@ -36,7 +37,7 @@ def with_known(
         search.raise_bound(search.objective - 0.999 * search.tolerance())  # beside the offset, its bound is rounded
     for choice in choices:
         search.offer(choice)
-    known = [bound for bound in (solution.bound, *bounds) if bound is not None]
+    known = [bound for bound in (solution.bound, *bounds) if bound is not None and np.isfinite(bound)]
     for bound in known:
         search.raise_shown_bound(bound)
     if solution.status is Status.INFEASIBLE and search.choice is None:

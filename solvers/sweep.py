@@ -173,7 +173,8 @@ def sweep(
         problem: the problem to solve; its other budgets stay.
         resource: name of the resource whose budget varies (the problem need not have a budget for it).
         points: the budgets, or their number. A number of budgets is spaced evenly in the logarithm from the smallest
-            possible use to the largest (linearly if the smallest use is 0), rounded if all uses are whole numbers.
+            possible use to the largest (linearly if the smallest use is 0), rounded if all uses are whole numbers. With
+            pair terms in the resource the ends are the uses of a small and of a large choice.
         solver: the solver, same as in `solve`.
         time_limit: maximum time in seconds for each point.
         seed: random seed; the same seed gives the same result, unless the time limit ends a point.
@@ -199,6 +200,8 @@ def sweep(
     [True, True, True, True, False]
     """
     back_end = registry.configured(as_solver(solver), options)
+    if nested and resource in problem.resource_pairs:
+        raise InvalidOptionError(f"{resource!r} has pair terms, so no part has a use of its own that could be nested")
     problems = {budget: problem.with_budgets(**{resource: budget}) for budget in _budgets(problem, resource, points)}
     for at_budget in problems.values():
         at_budget.require_reachable_budgets()
@@ -250,15 +253,31 @@ def _budgets(problem: Problem, resource: str, points: int | Iterable[float]) -> 
         return budgets
     if points < 2:
         raise InvalidOptionError(f"a curve needs at least 2 points, found {points}")
-    if resource in problem.resource_pairs:
-        raise InvalidOptionError(f"{resource!r} has pair terms, so its range is not known: give the budgets as points")
-    use, starts = problem.resources[resource], problem.group_offsets[:-1]
-    fixed = problem.fixed.get(resource, 0.0)
-    smallest, largest = (fixed + float(extreme.reduceat(use, starts).sum()) for extreme in (np.minimum, np.maximum))
+    smallest, largest, whole = _range(problem, resource)
     spaced = np.geomspace(smallest, largest, points) if smallest > 0 else np.linspace(smallest, largest, points)
-    if (use == np.floor(use)).all() and fixed == np.floor(fixed):
-        spaced = np.floor(spaced)
+    spaced = np.floor(spaced) if whole else spaced
     return [float(budget) for budget in np.unique([smallest, *spaced[1:-1], largest])]
+
+
+def _range(problem: Problem, resource: str) -> tuple[float, float, bool]:
+    """Return the smallest and the largest use of a resource, and whether all uses are whole numbers.
+
+    With pair terms, these are the uses of two choices: in each group the option that uses least, or most, with the
+    average option of the other groups.
+    """
+    use, starts = problem.resources[resource], problem.group_offsets[:-1]
+    terms = problem.resource_pairs.get(resource)
+    numbers = [use, np.array([problem.fixed.get(resource, 0.0)]), *([] if terms is None else [terms.data])]
+    whole = all(bool((values == np.floor(values)).all()) for values in numbers)
+    if terms is None:
+        fixed = problem.fixed.get(resource, 0.0)
+        smallest, largest = (fixed + float(extreme.reduceat(use, starts).sum()) for extreme in (np.minimum, np.maximum))
+        return smallest, largest, whole
+    share = 1.0 / np.diff(problem.group_offsets)[problem.group_of]
+    effect = use + terms @ share + terms.T @ share
+    extremes = [np.lexsort((signed, problem.group_of))[starts] for signed in (effect, -effect)]
+    smallest, largest = (problem.usage(chosen)[resource] for chosen in extremes)
+    return min(smallest, largest), max(smallest, largest), whole
 
 
 def _solved(
@@ -270,19 +289,30 @@ def _solved(
     start: NDArray[np.int64] | None,
 ) -> SweepPoint:
     """Solve a single point, with bound and price from the dual and the choice from the solver."""
-    from solvers.bounds.duality import dual_bound  # compiled code, imported only when used
-
     begin = time.perf_counter()
-    reduction, budget = scaled(problem), problem.budgets[resource]
+    reduction, budget = scaled(problem.derived(offset=0.0)), problem.budgets[resource]
     seconds = float("inf") if time_limit is None else BOUND_SHARE * time_limit
-    dual = priced = dual_bound(reduction.problem, time_limit=seconds)
-    if budget < (first := _first_step(problem, resource)):  # only the smallest use fits: the price is not unique
-        priced = dual_bound(reduction.problem.with_budgets(**{resource: first}), time_limit=seconds)
+    bound, price = _dual(reduction.problem, resource, seconds)
+    if resource not in problem.resource_pairs and budget < (first := _first_step(problem, resource)):
+        price = _dual(reduction.problem.with_budgets(**{resource: first}), resource, seconds)[1]  # else not unique
     spent = time.perf_counter() - begin
     rest = None if time_limit is None else time_limit - min(spent, BOUND_SHARE * time_limit)
     solution = solve(problem, solver, time_limit=rest, seed=seed, initial=start)
-    solution = with_known(problem, solution, bounds=[reduction.lift_bound(dual.value)])
-    return SweepPoint(budget=budget, price=priced.prices[resource] * reduction.unit, solution=solution)
+    solution = with_known(problem, solution, bounds=[problem.offset + reduction.lift_bound(bound)])
+    return SweepPoint(budget=budget, price=price * reduction.unit, solution=solution)
+
+
+def _dual(problem: Problem, resource: str, seconds: float) -> tuple[float, float]:
+    """Return the dual bound of a problem, and the price of a resource."""
+    if problem.paired_budgets:
+        from solvers import paired_budgets  # compiled code, imported only when used
+
+        bound, prices = paired_budgets.priced_bound(problem, seconds)
+        return bound, prices[resource]
+    from solvers.bounds.duality import dual_bound
+
+    dual = dual_bound(problem, time_limit=seconds)
+    return dual.value, dual.prices[resource]
 
 
 def _first_step(problem: Problem, resource: str) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -281,6 +282,39 @@ def test_a_point_that_is_no_point_is_refused():
         SweepPoint.from_json({"budget": 3}, "here")
 
 
+# --- pair terms in budgets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resource", ["r0", "r1", "r2"])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=15)
+def test_a_sweep_takes_pair_terms_in_the_swept_resource_and_in_others(resource, seed):
+    problem = small_problem(seed, resource_pairs=True)
+    if not problem.resource_pairs or resource not in problem.resources:
+        return
+    judged = [problem.evaluate(c) for c in itertools.product(*(range(len(o)) for o in problem.options))]
+    others = [one for one in judged if not set(one.violations) - {resource}]
+    if not others:
+        return
+    uses = sorted({one.usage[resource] for one in others})
+    curve = sweep(problem, resource, [uses[0], uses[len(uses) // 2], uses[-1]], seed=0, time_limit=5)
+    for point in curve.points:
+        best = min(one.objective for one in others if one.usage[resource] <= point.budget * (1 + 1e-12))
+        assert point.solution.objective == pytest.approx(best)
+        assert point.solution.bound <= best + 1e-9 * (1 + np.abs(problem.cost).sum())
+        assert point.price >= 0.0
+
+
+def test_a_number_of_points_spans_the_uses_of_small_and_large_choices():
+    terms = scipy.sparse.csr_array(([4.0, 2.0], ([0, 0], [2, 3])), shape=(4, 4))
+    problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 2, 0, 3], {"m": [1] * 4}, {"m": 6}, resource_pairs={"m": terms})
+    curve = sweep(problem, "m", 3)
+    assert [point.budget for point in curve.points] == [2, 3, 6]
+    assert [point.solution.objective for point in curve.points] == [2, 2, 0]
+    with pytest.raises(InvalidOptionError, match="nested"):
+        sweep(problem, "m", [2, 6], nested=True)
+
+
 # --- nested choices ------------------------------------------------------------------------------------------------
 
 
@@ -342,3 +376,16 @@ def test_a_nested_sweep_comes_back_from_its_file_and_its_journal(tmp_path, monke
     del old["nested"]
     write_json(tmp_path / "old.json", old)
     assert not Sweep.load(tmp_path / "old.json").nested
+
+
+def test_the_bounds_in_the_trace_of_a_nested_choice_hold_for_all_choices():
+    for seed in range(40):
+        problem = small_problem(seed)
+        if "r0" in problem.resources:
+            least, most = (extreme.reduceat(problem.resources["r0"], problem.group_offsets[:-1]).sum()
+                           for extreme in (np.minimum, np.maximum))  # fmt: skip
+            fixed = problem.fixed.get("r0", 0.0)
+            for point in sweep(problem, "r0", fixed + np.linspace(least, most, 5), nested=True).points:
+                best = solve(problem.with_budgets(r0=point.budget), "brute-force").objective
+                bounds = [state.bound for state in point.solution.trace if state.bound is not None]
+                assert best is None or max(bounds, default=-np.inf) <= best + 1e-9
