@@ -28,6 +28,7 @@ from qcompress.engines.compressed_tensors_config import (
     config_room,
     generation_config,
     plain_config,
+    require_buildable,
 )
 from qcompress.engines.integer_codes import Scheme, integer_codes, scheme_of
 from qcompress.engines.packed_files import PackedFiles
@@ -129,6 +130,7 @@ class CompressedTensors(Engine):
         example: Any = None,  # noqa: ARG002
     ) -> FileSizes:
         """Size of all files of the folder."""
+        require_buildable(model)
         files = _files_of(model, self.shard_bytes)
         sharded = len(set(files.values())) > 1
         state = unique_state(model)
@@ -158,6 +160,7 @@ class CompressedTensors(Engine):
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:  # noqa: ARG002
         """Write the folder."""
+        require_buildable(model)
         state, items = unique_state(model), _compressed(self, model)
         files = _files_of(model, self.shard_bytes)
         packed = {_weight_name(item.part, state): item for item in items}

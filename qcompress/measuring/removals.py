@@ -166,7 +166,8 @@ def _orders(
             if scores == "obs" and felt is not None:
                 order = elimination_order(model, item, moments, felt.outputs)
             if order is None:
-                values = by_weight(model, item) if scores == "l1" or felt is None else felt.fisher[item.name]
+                known = scores != "l1" and felt is not None and felt.fisher[item.name].any()
+                values = felt.fisher[item.name] if known and felt is not None else by_weight(model, item)
                 order = np.argsort(values, kind="stable").tolist()
             orders[item.name][scores] = order
     return orders

@@ -1,4 +1,4 @@
-"""The order in which the units of a set are removed.
+"""The order in which the units of a set are removed; by ``l1`` if no layer of a known kind reads the set.
 
 - ``l1``: mean absolute value of all weights that produce or read a unit; needs no data.
 - ``fisher``: ½ mean square of the linearised change of the outputs when the unit is set to zero, in the curvature of
@@ -80,7 +80,7 @@ def sensitivity(
         num_samples += len(output)
         handles = [tensor for call in calls for tensor in call[1:]]
         per_probe: list[dict[str, Tensor]] = []
-        for probe in probes:
+        for probe in probes if calls else ():
             gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
                 output, handles, grad_outputs=probe, retain_graph=True, allow_unused=True
             )
@@ -91,10 +91,9 @@ def sensitivity(
                 if back is None or front is None:
                     continue
                 module = model.get_submodule(path)
-                _add(
-                    scores.outputs, path, _per_channel(front.square(), _made_dim(module)).sum(0).double().cpu().numpy()
-                )
-                share = _read(module, _per_channel(given.detach() * back, _given_dim(module)))
+                squares = front.square().movedim(_channel_dim(module), -1).flatten(0, -2).sum(0)
+                _add(scores.outputs, path, squares.double().cpu().numpy())
+                share = _read(module, _per_sample(given.detach() * back, _channel_dim(module), len(output)))
                 shares[path] = shares[path] + share if path in shares else share
             per_probe.append(shares)
         for item in sets:
@@ -185,18 +184,22 @@ def _watched(
             hook.remove()
 
 
-def _given_dim(module: nn.Module) -> int:
+def _channel_dim(module: nn.Module) -> int:
     return -1 if isinstance(module, nn.Linear) or layers.has_inputs_first(module) else 1
 
 
-def _made_dim(module: nn.Module) -> int:
-    return _given_dim(module)
+def _per_sample(values: Tensor, dim: int, samples: int) -> Tensor:
+    """Sum over positions; returns ``(samples, channels)``.
 
-
-def _per_channel(values: Tensor, dim: int) -> Tensor:
-    """Sum over positions; returns ``(samples, channels)``."""
+    Samples are the first dimension, or else the second one, or else flattened with positions, sample by sample and each
+    with about as many.
+    """
     moved = values.movedim(dim, -1)
-    return moved.reshape(len(values), -1, moved.shape[-1]).sum(1)
+    if len(moved) != samples and moved.ndim > 2 and moved.shape[1] == samples:
+        moved = moved.movedim(1, 0)
+    owner = torch.arange(len(moved), device=moved.device) * samples // len(moved)
+    sums = moved.reshape(len(moved), -1, moved.shape[-1]).sum(1)
+    return sums.new_zeros(samples, sums.shape[1]).index_add_(0, owner, sums)
 
 
 def _read(module: nn.Module, shares: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 import qcompress
+from qcompress.compressed.removal import remove_
 from qcompress.engines.compressed_tensors import CompressedTensors, loaded
 from qcompress.engines.legal import for_engine
 from qcompress.errors import EngineError
+from qcompress.structure.find import find_sets
 from qcompress.transforms.quantize.group_wise import GroupWise
 from tests.engines.random_models import IN_GROUPS, llama, written
 from tests.measurements import measured, solution
@@ -141,4 +143,13 @@ def test_a_tokenizer_that_is_no_folder_is_refused(tmp_path: Path, model: nn.Modu
     engine = CompressedTensors(tokenizer=str(tmp_path / "nowhere"))
     with pytest.raises(EngineError, match="tokenizer must be a folder"):
         qcompress.export(model, tmp_path / "x", target=engine)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_channels_removed_is_refused_before_anything_is_written(tmp_path: Path, model: nn.Module) -> None:
+    batch = torch.randint(0, 50, (2, 8))
+    sets = find_sets(model, [batch]).sets
+    narrower = remove_(model, sets, {item.name: [0] for item in sets if item.num_units > 1})
+    with pytest.raises(EngineError, match="from its configuration transformers builds"):
+        qcompress.export(narrower, tmp_path / "x", target="compressed-tensors")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Heads and widths of transformers' models: sizes in their code, shared norms and position biases follow."""
+"""Heads and widths of models as people write them: stored sizes, shared norms and position biases follow."""
 
 import copy
 from collections.abc import Callable
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 import qcompress
 from qcompress.compressed.removal import mask_, remove_
 from qcompress.model.counting import count
+from qcompress.model.losses import as_loss
 from qcompress.model.tensors import total_bytes
 from qcompress.structure.find import find_sets
+from qcompress.structure.scores import sensitivity
 from qcompress.structure.uses import uses_of
 from solvers import judge
 
@@ -113,3 +115,44 @@ def test_layers_whose_outputs_are_a_second_dimension_have_options(kind: str) -> 
     assert name not in structure.kept
     measurement = qcompress.measure(model, [batch], qcompress.prune_channels(keep=(0.5,)))
     assert [part.name for part in measurement.parts] == [name]
+
+
+class Odd(nn.Module):
+    """Samples second, samples flattened with positions, and matrices outside layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(8, 3)
+        self.matrix = nn.Parameter(torch.randn(12, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.second(self.first(x.transpose(0, 1)).relu()).relu()
+        flat = hidden.transpose(0, 1).flatten(0, 1) @ self.matrix
+        return self.third(flat.relu()).view(len(x), -1, 3).mean(1)
+
+
+@pytest.mark.parametrize("scores", ["obs", "fisher", "l1"])
+def test_any_place_of_the_samples_and_any_reader_is_scored(scores: str) -> None:
+    torch.manual_seed(0)
+    model, data = Odd().eval(), [torch.randn(4, 5, 6) for _ in range(2)]
+    measurement = qcompress.measure(model, data, qcompress.prune_channels(keep=(0.5,), scores=scores))
+    assert {part.name for part in measurement.parts} == {"first", "second", "matrix"}
+
+
+def test_the_fisher_score_is_that_of_whole_samples_wherever_they_are() -> None:
+    torch.manual_seed(0)
+    model, batch = Odd().eval(), torch.randn(4, 5, 6)
+    sets = find_sets(model, [batch]).sets
+    by_name = {item.name: item for item in sets}
+    found = sensitivity(model, [batch], sets, as_loss("mse"), None, 0).fisher
+    probes = as_loss("mse").probes(model(batch).detach(), batch, torch.Generator().manual_seed(0))
+    for item, place in ((by_name["first"], "second"), (by_name["matrix"], "third")):
+        layer = model.get_submodule(place)
+        output_by_probe = (probes * model(batch)).sum(-1).flatten()  # of every probe and sample
+        gradients = torch.stack(
+            [torch.autograd.grad(value, layer.weight, retain_graph=True)[0] for value in output_by_probe]
+        )
+        columns = next(axis for axis in item.axes if axis.tensor == f"{place}.weight").indices
+        effects = (gradients * layer.weight.detach()).sum(1)[:, columns].sum(-1)
+        wanted = 0.5 * effects.square().sum(0) / len(batch)
+        torch.testing.assert_close(torch.from_numpy(found[item.name]).float(), wanted)
