@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations import Problem
 from formulations.reductions.presolve import reduce_problem
-from formulations.reductions.scaling import normal_form
+from formulations.reductions.scaling import normal_form, scaled
 from solvers import registry
 from solvers.base import OnProgress, Search, Solver, SolverLike, SubSearch
 from solvers.errors import InvalidOptionError
@@ -151,7 +151,13 @@ def _run_reduced(search: Search, *, back_end: Solver, bound: bool, presolve: boo
         prover = back_end.prover()
         prove = None if prover is None else partial(_run_scaled, back_end=prover, bound=False)
         attack = partial(_run_scaled, back_end=back_end.at_prices(), bound=bound)
-        solve_paired(problem, search, attack, exact=back_end.exact, anneal=back_end.anneals_use_pairs, prove=prove)
+        inner = SubSearch(scaled(problem), search, initial=search.initial)
+        if search.choice is not None:
+            inner.begin_from(search.choice)
+        exact, anneal = back_end.exact, back_end.anneals_use_pairs
+        solve_paired(inner.problem, inner, attack, exact=exact, anneal=anneal, prove=prove)
+        if inner.cut:
+            search.cut_short()
         return
     if presolve and back_end.presolved and not problem.paired_budgets:
         with search.phase("presolve_s"), search.at_most(PRESOLVE_SHARE * search.remaining()):

@@ -123,7 +123,8 @@ class SubSearch(Search):
 
     def recover(self, error: Exception) -> None:
         """End this search and the outer one with the best choice so far after an error."""
-        super().recover(error)
+        if self.choice is not None or self.outer.choice is None:
+            super().recover(error)
         self.outer.recover(error)
 
     def report(self) -> None:

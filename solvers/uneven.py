@@ -147,7 +147,7 @@ def _uneven(sizes: NDArray[np.float64]) -> bool:
     if not len(sizes):
         return False
     small = int(SMALL * len(sizes))
-    return bool(sizes.max() > UNEVEN * np.partition(sizes, small)[small])
+    return bool(sizes.max() / UNEVEN > np.partition(sizes, small)[small])  # a product could overflow
 
 
 def first_choice(problem: Problem, seconds: float) -> Choice | None:

@@ -199,3 +199,18 @@ def test_a_long_row_of_the_factor_hides_no_better_choice(solver: str, presolve: 
     found = solve(problem, solver, presolve=presolve, time_limit=5, seed=0, initial=[0, 0, 0, 0])
     assert found.bound is None or found.bound <= -0.415 + 1e-9
     assert found.objective == pytest.approx(-0.415) or found.status is not Status.OPTIMAL
+
+
+@pytest.mark.parametrize("solver", [*EXACT, "anneal", "ga", "beam"])
+def test_pair_terms_in_a_budget_beside_costs_of_1e300_give_an_answer_without_a_warning(solver: str) -> None:
+    terms = scipy.sparse.csr_array(([6e5], ([0], [2])), shape=(3, 3))
+    uses = {"r": [0.5, 0.3, 0.3], "m": [1024, 268435456, 2097152]}
+    problem = Problem(
+        ["a", "b"], [["x"], ["y", "z"]], [-1.6, 1e15, 1e300], uses, {"r": 5, "m": 8032002.7}, None, 0, {}, {"m": terms}
+    )
+    try:
+        found = solve(problem, solver, time_limit=5, seed=0)
+    except (UnsupportedProblemError, SolverUnavailableError):
+        return
+    assert found.choice.tolist() == [0, 1]
+    assert found.bound is None or found.bound <= found.objective

@@ -1,10 +1,14 @@
 """Common parts of exact back ends, which solve only the part that a bound and a good choice leave open."""
 
+import contextlib
+from collections.abc import Iterator
+
 from formulations import Problem
 from formulations.forms.integer_program import MAX_PRODUCTS, num_products
 from formulations.reductions.restriction import Restriction
 from solvers.base import Search, Solver
 from solvers.bounds.warm import warm_bounds
+from solvers.errors import SolverError
 from solvers.heuristic.lagrangian import begin, certify
 from solvers.kernels.local_search import polish
 
@@ -30,6 +34,21 @@ class Linearised(Exact):
             f"solver {self.name!r} linearises up to {MAX_PRODUCTS:,} products of options, this problem has {count:,}; "
             "use 'auto', 'lagrangian' or 'anneal'"
         )
+
+
+@contextlib.contextmanager
+def recovering(search: Search) -> Iterator[None]:
+    """Run a ``with`` block of external code; if that fails, the run ends with the best choice so far.
+
+    Raises:
+        SolverError: no choice was found before the error.
+    """
+    try:
+        yield
+    except SolverError:
+        raise
+    except Exception as error:
+        search.recover(error)
 
 
 def undecided(problem: Problem, search: Search) -> Restriction | None:

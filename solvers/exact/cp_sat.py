@@ -24,9 +24,10 @@ import numpy as np
 
 from formulations import Problem
 from formulations.forms.integer_program import num_products, pair_blocks
+from formulations.reductions.restriction import Restriction
 from solvers.base import Search
 from solvers.errors import SolverError
-from solvers.exact.base import Linearised, undecided
+from solvers.exact.base import Linearised, recovering, undecided
 from solvers.kernels.moves import Floats, Integers, to_arrays
 
 OBJECTIVE_BITS, USE_BITS = 50, 45
@@ -76,6 +77,11 @@ class CpSat(Linearised):
             search.details["stopped"] = "building the model would take longer than the time limit"
             search.cut_short()
             return
+        with recovering(search):
+            self._search(part, problem, search)
+
+    def _search(self, part: Restriction, problem: Problem, search: Search) -> None:
+        """Run CP-SAT on the open part."""
         with search.phase("build_s"):
             program = _Program(part.problem, None if search.choice is None else part.lower(search.choice))
         search.note(rounding_error=program.error)

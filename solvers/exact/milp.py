@@ -22,9 +22,10 @@ import numpy as np
 
 from formulations import Problem
 from formulations.forms.integer_program import IntegerProgram, num_products, to_integer_program
+from formulations.reductions.restriction import Restriction
 from formulations.reductions.scaling import scaled
 from solvers.base import Search
-from solvers.exact.base import Linearised, undecided
+from solvers.exact.base import Linearised, recovering, undecided
 from solvers.kernels.moves import Integers
 
 BACKENDS = ("highs", "cbc")
@@ -77,6 +78,11 @@ class Milp(Linearised):
             search.details["stopped"] = "building the integer program would take longer than the time limit"
             search.cut_short()
             return
+        with recovering(search):
+            self._search(part, problem, size, search)
+
+    def _search(self, part: Restriction, problem: Problem, size: float, search: Search) -> None:
+        """Solve the integer program, with objectives in units of ``size``."""
         with search.phase("build_s"):
             program = to_integer_program(scaled(part.problem, 1.0 / size).problem)
             start = None if search.choice is None else part.lower(search.choice)

@@ -17,12 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from formulations import Problem
+from formulations.reductions.restriction import Restriction
 from solvers.base import Search
 from solvers.bounds.dual import DualBound
 from solvers.bounds.duality import dual_bound
 from solvers.bounds.messages import SparseBlocks
 from solvers.bounds.semidefinite import convexified, least_seconds
-from solvers.exact.base import Exact, undecided
+from solvers.exact.base import Exact, recovering, undecided
 from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
 
 MAX_PRODUCTS = 200_000
@@ -89,7 +90,13 @@ class Miqp(Exact):
                     search.close()
                 if search.proven():
                     return
-            size = 1.0 if search.objective is None else search.objective - bound.value
+        with recovering(search):
+            self._search(part, stated, bound, search)
+
+    def _search(self, part: Restriction, stated: Problem, bound: DualBound, search: Search) -> None:
+        """Run SCIP on what the bound and the incumbent leave open."""
+        size = 1.0 if search.objective is None else search.objective - bound.value
+        with search.phase("build_s"):
             program = _Program(stated, bound, size, bounded=search.objective is not None)
         model = program.model
         model.hideOutput()

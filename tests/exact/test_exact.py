@@ -15,7 +15,7 @@ from formulations import PairTerms, Problem
 from formulations.forms.integer_program import to_integer_program
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions.scaling import scaled
-from solvers import Solution, Status, UnsupportedProblemError, run
+from solvers import Solution, SolverUnavailableError, Status, StopReason, UnsupportedProblemError, run
 from solvers.errors import InvalidOptionError
 from solvers.exact import milp
 from solvers.exact.brute_force import MAX_CHOICES, num_choices
@@ -316,3 +316,20 @@ def test_highs_gets_the_time_that_is_left_after_building(limit, left, monkeypatc
     assert given == ([] if left is None else [left])
     assert found.complete == (left is not None)
     assert found.choice is None or problem.evaluate(found.choice).objective == pytest.approx(optimum(problem))
+
+
+@pytest.mark.parametrize(("solver", "module", "name"), [
+    ("milp", "milp", "_highs"), ("miqp", "miqp", "_Program"), ("cp-sat", "cp_sat", "_Program"),
+])  # fmt: skip
+def test_a_failure_of_the_external_code_ends_the_run_with_the_best_choice_so_far(solver, module, name, monkeypatch):
+    def fails(*_, **__):
+        raise Exception("SCIP: error in input data!")
+
+    problem = layered_problem(12, rank=6, seed=3)
+    try:
+        monkeypatch.setattr(f"solvers.exact.{module}.{name}", fails)
+        found = solve(problem, solver, seed=0, presolve=False)
+    except SolverUnavailableError:
+        return
+    assert (found.status, found.stop_reason) == (Status.FEASIBLE, StopReason.ERROR_RECOVERED)
+    assert found.details["error"] == "Exception: SCIP: error in input data!"
