@@ -40,8 +40,8 @@ LEARN, RIDGE, EXACT = 1000, 0.01, 1e-9
 """Number of latest measurements that correct the prediction; ridge parameter, relative to the number of groups; and
 relative difference between measurement and prediction up to which nothing is corrected."""
 
-PRICING_S = 1.0
-"""Maximum time in seconds for computing the prices of the budgets, which rank the switches."""
+PRICING_S, PRICING_SHARE = 1.0, 0.2
+"""Maximum time in seconds for the prices of the budgets, which rank the switches, and maximum fraction of a run's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +125,26 @@ def beam_search(
     >>> result.choice.tolist(), result.loss, result.measurements
     ([1, 0], 0.2, 4)
     """
-    for option, value in {"width": width, "branch": branch, "levels": levels}.items():
+    sizes = {"width": width, "branch": branch, "levels": levels, "max_measurements": max_measurements}
+    for option, value in sizes.items():
         _at_least_one(option, value)
-    _at_least_one("max_measurements", max_measurements)
     problem.require_reachable_budgets()
     losses = _Losses(problem, measure, {} if cache is None else cache, max_measurements, stop)
-    space = _Space(problem, stop)
+    return _searched(problem, losses, _Space(problem, stop, PRICING_S), sizes, start, on_progress)
+
+
+def _searched(
+    problem: Problem,
+    losses: "_Losses",
+    space: "_Space",
+    sizes: Mapping[str, int],
+    start: ArrayLike | None,
+    on_progress: Callable[[BeamStep], None] | None = None,
+) -> BeamResult:
+    """Search with the given numbers of `beam_search`."""
+    width, branch, levels, max_measurements = (
+        sizes[name] for name in ("width", "branch", "levels", "max_measurements")
+    )
     losses.of([] if start is None else [problem.flat(start)])
     losses.of(space.lowered([space.loosest], 1.0))  # gives a feasible result from the start
     beam = losses.of([space.loosest])
@@ -198,16 +212,9 @@ class Beam(Solver):
                 search.offer(choice)
             return judged.objective
 
-        result = beam_search(
-            problem,
-            measure,
-            width=self.width,
-            branch=self.branch,
-            levels=self.levels,
-            max_measurements=2**62,
-            start=search.initial,
-            stop=search.expired,
-        )
+        losses = _Losses(problem, measure, {}, most := 2**62, search.expired)
+        space = _Space(problem, search.expired, min(PRICING_S, PRICING_SHARE * search.remaining()))
+        result = _searched(problem, losses, space, {**self.option_values, "max_measurements": most}, search.initial)
         search.details |= {"measurements": result.measurements, "levels": len(result.steps)}
 
 
@@ -256,14 +263,14 @@ class _Losses:
 class _Space:
     """The search space between the loosest choice and the budgets."""
 
-    def __init__(self, problem: Problem, stop: Callable[[], bool]) -> None:
+    def __init__(self, problem: Problem, stop: Callable[[], bool], pricing_s: float) -> None:
         self._stated, self._stop = to_arrays(problem), stop
         self._arrays = self._stated
         a = self._arrays
         use = (a.use / a.unit).sum(axis=1)
         self.loosest = np.lexsort((a.cost, -use, a.group_of))[a.starts[:-1]]  # largest use; on ties the cheapest
         self._most = np.maximum(a.use[self.loosest].sum(axis=0), a.limit)
-        prices = dual_bound(problem, time_limit=PRICING_S).prices
+        prices = dual_bound(problem, time_limit=pricing_s).prices
         self._price = np.array([prices[name] for name in problem.budgets])
 
     def learn(self, losses: "_Losses") -> None:
@@ -291,7 +298,7 @@ class _Space:
             if self._stop():
                 break
             attempt = flat.copy()
-            if repair_flat(a, attempt):
+            if repair_flat(a, attempt, self._stop):
                 lowered.append(attempt)
         return lowered
 

@@ -9,6 +9,7 @@ from formulations import InfeasibleBudgetError, Problem
 from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, solve
 from solvers.beam import beam_search
+from solvers.bounds.duality import dual_bound
 
 
 def noisy_prediction(true, seed):
@@ -137,3 +138,17 @@ def test_impossible_options_are_refused(option):
     if option != "max_measurements":
         with pytest.raises(InvalidOptionError, match=option):
             solve(layered_problem(3), "beam", **{option: 0})
+
+
+def test_pricing_leaves_most_of_a_short_time_to_the_search(monkeypatch):
+    seconds = []
+
+    def recorded(problem, *, time_limit):
+        seconds.append(time_limit)
+        return dual_bound(problem, time_limit=time_limit)
+
+    monkeypatch.setattr("solvers.beam.dual_bound", recorded)
+    solve(layered_problem(30, seed=1), "beam", time_limit=0.5)
+    assert 0.0 < max(seconds[-1:]) <= 0.1
+    solve(layered_problem(30, seed=1), "beam")
+    assert seconds[-1] == 1.0

@@ -27,6 +27,9 @@ TIE, ROUNDING = 1e-3, 1e-15
 """To replace the incumbent, a choice must be better by the first number times the search's tolerance, and by the second
 relative to the largest costs."""
 
+GRACE_S = 0.3
+"""Time in seconds by which a step may probably exceed the time limit."""
+
 COMPARED = 64
 """Number of earlier states with which a state is compared under several budgets (a lower number keeps more states)."""
 
@@ -138,6 +141,7 @@ def prove(problem: Problem, search: Search, bound: DualBound, *, max_states: int
     price = np.array([bound.prices[name] for name in problem.budgets])
     usage, reduced = a.use[core.base].sum(axis=0)[None], np.zeros(1)
     history: list[_Step | None] = []
+    pace = 0.0
     for layer in range(groups + 1):
         slack = a.limit - usage
         complete = np.where((slack >= 0).all(axis=1), reduced + slack @ price, np.inf)
@@ -154,6 +158,10 @@ def prove(problem: Problem, search: Search, bound: DualBound, *, max_states: int
             history.append(None)
             continue
         span, rest = slice(core.starts[layer], core.starts[layer + 1]), layer + 1
+        begun, candidates = search.elapsed(), len(reduced) * (core.starts[rest] - core.starts[layer])
+        if pace * candidates > search.remaining() + GRACE_S:
+            search.cut_short()
+            return False
         usage, reduced, parent, option = _extend(
             usage,
             reduced,
@@ -171,6 +179,7 @@ def prove(problem: Problem, search: Search, bound: DualBound, *, max_states: int
             break
         order = np.argsort(usage[:, 0], kind="stable")
         kept = order[_undominated(usage[order], reduced[order], price)]
+        pace = (search.elapsed() - begun) / candidates
         usage, reduced = usage[kept], reduced[kept]
         history.append((parent[kept], option[kept]))
     search.close()

@@ -72,7 +72,7 @@ class Portfolio(Solver):
     def run(self, problem: Problem, search: Search) -> None:
         """Start the solvers, distribute their results, and end them."""
         cheapest = [int(np.argmin(problem.cost[begin:end])) for begin, end in pairwise(problem.group_offsets)]
-        if (quick := repair(problem, cheapest)) is not None:
+        if (quick := repair(problem, cheapest, search.expired)) is not None:
             search.offer(quick)  # processes take a moment to start
         chosen = self._chosen(problem)
         refused = {solver.name: why for solver in chosen if (why := _refusal(solver, problem))}

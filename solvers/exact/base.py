@@ -36,9 +36,23 @@ class Linearised(Exact):
         )
 
 
+class OutOfTimeError(Exception):
+    """The time was over before a model was built."""
+
+
+def require_time(search: Search) -> None:
+    """End the building of a model, in a block of `recovering`, when the time is over.
+
+    Raises:
+        OutOfTimeError: the time is over.
+    """
+    if search.expired():
+        raise OutOfTimeError
+
+
 @contextlib.contextmanager
 def recovering(search: Search) -> Iterator[None]:
-    """Run a ``with`` block of external code; if that fails, the run ends with the best choice so far.
+    """Run a ``with`` block of external code; if it fails or has no time, the run ends with the best choice so far.
 
     Raises:
         SolverError: no choice was found before the error.
@@ -47,6 +61,9 @@ def recovering(search: Search) -> Iterator[None]:
         yield
     except SolverError:
         raise
+    except OutOfTimeError:
+        search.details["stopped"] = "building the model took longer than the time limit"
+        search.cut_short()
     except Exception as error:
         search.recover(error)
 

@@ -13,6 +13,7 @@ CP-SAT runs in a separate thread. The caller's thread, which can be interrupted,
 """
 
 import contextlib
+import importlib
 import itertools
 import queue
 import threading
@@ -27,7 +28,7 @@ from formulations.forms.integer_program import num_products, pair_blocks
 from formulations.reductions.restriction import Restriction
 from solvers.base import Search
 from solvers.errors import SolverError
-from solvers.exact.base import Linearised, recovering, undecided
+from solvers.exact.base import Linearised, recovering, require_time, undecided
 from solvers.kernels.moves import Floats, Integers, to_arrays
 
 OBJECTIVE_BITS, USE_BITS = 50, 45
@@ -67,6 +68,11 @@ class CpSat(Linearised):
     minima: ClassVar[Mapping[str, int]] = {"workers": 1}
     workers: int = 1
 
+    def prepare(self) -> None:
+        """Compile the inner loops, and import OR-tools, which takes a second."""
+        Linearised.prepare(self)
+        importlib.import_module("ortools.sat.python.cp_model")
+
     def run(self, problem: Problem, search: Search) -> None:
         """Compute a bound and an incumbent, then run CP-SAT on the options that they leave open."""
         part = undecided(problem, search)
@@ -83,7 +89,7 @@ class CpSat(Linearised):
     def _search(self, part: Restriction, problem: Problem, search: Search) -> None:
         """Run CP-SAT on the open part."""
         with search.phase("build_s"):
-            program = _Program(part.problem, None if search.choice is None else part.lower(search.choice))
+            program = _Program(part.problem, None if search.choice is None else part.lower(search.choice), search)
         search.note(rounding_error=program.error)
         seed = int(search.rng.integers(2**31))
         while not search.expired():
@@ -117,11 +123,11 @@ class CpSat(Linearised):
 class _Program:
     """The CP-SAT model of a problem, with ``objective = shift + scaled_objective / scale`` to within ``error``."""
 
-    def __init__(self, problem: Problem, start: Integers | None) -> None:
+    def __init__(self, problem: Problem, start: Integers | None, search: Search) -> None:
         from ortools.sat.python import cp_model
 
         self.problem, self.model, self.start = problem, cp_model.CpModel(), start
-        self.first = problem.group_offsets
+        self.first, self._search = problem.group_offsets, search
         self.x = [self.model.new_bool_var("") for _ in range(problem.num_options)]
         self.y: list[tuple[Any, int, int]] = []
         for begin, end in itertools.pairwise(self.first.tolist()):
@@ -147,7 +153,10 @@ class _Program:
         least = np.minimum.reduceat(problem.cost, self.first[:-1])
         self.shift = problem.offset + float(least.sum())
         above = problem.cost - least[problem.group_of]
-        blocks = list(pair_blocks(problem))
+        blocks = []
+        for block in pair_blocks(problem):
+            require_time(self._search)
+            blocks.append(block)
         largest = np.maximum.reduceat(above, self.first[:-1]).sum()
         largest += sum(float(np.abs(weight).max()) for _, _, weight in blocks)
         self.size = float(np.abs(problem.cost).max() + largest)
@@ -158,6 +167,7 @@ class _Program:
         for options, beside, weight in blocks:
             rounded, rounding = _rounded(weight * self.scale)
             self.error += float(rounding.max())
+            require_time(self._search)
             y = self._products(options, beside)
             variables += y
             coefficients += rounded.ravel().tolist()

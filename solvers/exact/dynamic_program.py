@@ -42,8 +42,8 @@ class DynamicProgram(Solver):
         bound = raise_dual_bound(problem, search, 0.5)
         if search.proven():
             return
-        feasible = repair(problem, bound.choice)
+        feasible = repair(problem, bound.choice, search.expired)
         if feasible is not None:
             search.offer(feasible)
-        if not prove(problem, search, bound, max_states=MAX_STATES) and not search.expired():
+        if not prove(problem, search, bound, max_states=MAX_STATES) and not (search.expired() or search.cut):
             search.details["stopped"] = f"a Pareto list grew beyond {MAX_STATES:,} states"

@@ -23,7 +23,7 @@ from solvers.bounds.dual import DualBound
 from solvers.bounds.duality import dual_bound
 from solvers.bounds.messages import SparseBlocks
 from solvers.bounds.semidefinite import convexified, least_seconds
-from solvers.exact.base import Exact, recovering, undecided
+from solvers.exact.base import Exact, recovering, require_time, undecided
 from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
 
 MAX_PRODUCTS = 200_000
@@ -97,7 +97,7 @@ class Miqp(Exact):
         """Run SCIP on what the bound and the incumbent leave open."""
         size = 1.0 if search.objective is None else search.objective - bound.value
         with search.phase("build_s"):
-            program = _Program(stated, bound, size, bounded=search.objective is not None)
+            program = _Program(stated, bound, size, search)
         model = program.model
         model.hideOutput()
         model.setParams(
@@ -151,10 +151,11 @@ def _stated(problem: Problem, search: Search) -> Problem:
 class _Program:
     """The SCIP model of a problem, with a method to read a choice from it."""
 
-    def __init__(self, problem: Problem, bound: DualBound, size: float, *, bounded: bool) -> None:
+    def __init__(self, problem: Problem, bound: DualBound, size: float, search: Search) -> None:
         import pyscipopt
 
-        self.model, self.sum = pyscipopt.Model(), pyscipopt.quicksum
+        self.model, self.sum, self._search = pyscipopt.Model(), pyscipopt.quicksum, search
+        bounded = search.objective is not None
         a = to_arrays(problem)
         self.starts, self.base = a.starts, a.starts[:-1] + bound.choice
         cutoff = size if bounded else np.inf
@@ -194,6 +195,7 @@ class _Program:
         offset, scaled = (factor[fixed].sum(axis=0) - direction) / root, factor / root
         terms = []
         for i in range(len(direction)):
+            require_time(self._search)
             w, t = self.model.addVar(lb=None), self.model.addVar(lb=0.0)
             self.model.addCons(w == offset[i] + self.sum(self._terms(scaled[:, i])))
             self.model.addCons(t >= w * w)
@@ -203,6 +205,7 @@ class _Program:
     def _blocks(self, problem: Problem, bound: DualBound, is_open: Any, cutoff: float, size: float) -> list[Any]:
         blocks, terms = SparseBlocks.of(problem), []
         for rows, columns, weights, a, b in blocks.each(bound.messages):
+            require_time(self._search)
             rest = weights - a[:, None] - b[None, :]
             rest -= rest.min()
             i, j = np.flatnonzero(is_open[rows]), np.flatnonzero(is_open[columns])

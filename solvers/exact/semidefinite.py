@@ -235,7 +235,7 @@ def _round(part: Restriction, bound: NodeBound, search: Search) -> None:
     """Offer the choice of the largest shares, repaired and polished."""
     starts = part.problem.group_offsets[:-1]
     likely = np.lexsort((-bound.share, part.problem.group_of))[starts]
-    feasible = repair(part.problem, likely - starts)
+    feasible = repair(part.problem, likely - starts, search.expired)
     if feasible is not None:
         search.offer(part.lift(polish(part.problem, feasible, search.remaining())))
 

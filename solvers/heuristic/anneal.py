@@ -175,7 +175,7 @@ def _start(a: Arrays, search: Search) -> tuple[Integers | None, bool]:
     else:
         cheapest = np.lexsort((a.cost, a.group_of))  # options by cost within each group
         chosen = cheapest[a.starts[:-1]]
-    return (chosen, warm_start) if repair_flat(a, chosen) else (None, warm_start)
+    return (chosen, warm_start) if repair_flat(a, chosen, search.expired) else (None, warm_start)
 
 
 def _temperatures(a: Arrays, chosen: Integers) -> tuple[float, float]:

@@ -59,7 +59,7 @@ class ChoiceSpace(PymooProblem):  # type: ignore[misc]
             cheapest = np.lexsort((self.problem.cost, self.problem.group_of))[self.problem.group_offsets[:-1]]
             choices[0] = cheapest - self.problem.group_offsets[:-1]
         chosen = self.flat(choices)
-        if not repair_flat(self.arrays, chosen[0]):
+        if not repair_flat(self.arrays, chosen[0], self.search.expired):
             return choices[:0]
         return self.improved(chosen) - self.problem.group_offsets[:-1]
 
@@ -70,7 +70,7 @@ class ChoiceSpace(PymooProblem):  # type: ignore[misc]
         """
         for row in chosen:
             attempt = row.copy()
-            if repair_flat(self.arrays, attempt):
+            if repair_flat(self.arrays, attempt, self.search.expired):
                 descend_flat(self.arrays, attempt)
                 row[:] = attempt
             if self.search.expired():

@@ -35,7 +35,7 @@ class Greedy(Solver):
     def run(self, problem: Problem, search: Search) -> None:
         """Take the cheapest options, repair them, and descend."""
         cheapest = [int(np.argmin(problem.cost[begin:end])) for begin, end in pairwise(problem.group_offsets)]
-        feasible = repair(problem, cheapest)
+        feasible = repair(problem, cheapest, search.expired)
         if feasible is not None:
             search.offer(feasible)
             if not search.expired():

@@ -85,7 +85,7 @@ def begin(problem: Problem, search: Search) -> DualBound:
     bound = raise_dual_bound(problem, search, 0.4)
     if search.proven():
         return bound
-    feasible = repair(problem, bound.choice)
+    feasible = repair(problem, bound.choice, search.expired)
     if feasible is not None:
         search.offer(feasible)
     if problem.pairs and not search.proven() and not search.expired():
@@ -171,7 +171,7 @@ def certify(problem: Problem, search: Search) -> Restriction:
         at_least[part.options] = bound.at_least
         learn_option_bounds(search, at_least)
         likely = np.lexsort((-bound.share, part.problem.group_of))[part.problem.group_offsets[:-1]]
-        feasible = repair(part.problem, likely - part.problem.group_offsets[:-1])
+        feasible = repair(part.problem, likely - part.problem.group_offsets[:-1], search.expired)
         if feasible is not None:
             search.offer(part.lift(polish(part.problem, feasible, search.remaining())))
         part = open_part(problem, search)

@@ -6,6 +6,8 @@ search, which gives a budget more weight the longer it is exceeded. Third, a dep
 small problems. The result is within every budget, as `Problem.evaluate` computes it.
 """
 
+import time
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -22,10 +24,22 @@ TREE_NODES = 2_000_000
 """Maximum number of nodes of the depth-first search."""
 
 
-def repair(problem: Problem, choice: ArrayLike) -> Integers | None:
+FOUND, FAILED, GOES_ON = 1, 0, -1
+"""How a slice of a step ends."""
+
+GRACE_S, SLICE_WORK = 0.1, 10_000_000
+"""Time in seconds that the last two steps may take even if the time is over, and their work between two checks."""
+
+
+def repair(problem: Problem, choice: ArrayLike, expired: Callable[[], bool] | None = None) -> Integers | None:
     """Find a choice within every budget, close to ``choice`` ``(G,)``; None when none was found.
 
     With at most one budget, a choice is found whenever one exists. A choice within the budgets is returned unchanged.
+
+    Args:
+        problem: the problem.
+        choice: the choice to start from.
+        expired: function that says whether the time is over.
 
     Raises:
         InvalidProblemError: ``choice`` is not one option index per group.
@@ -35,21 +49,64 @@ def repair(problem: Problem, choice: ArrayLike) -> Integers | None:
     [0, 1]
     """
     chosen = problem.flat(choice).copy()
-    if not repair_flat(to_arrays(problem), chosen):
+    if not repair_flat(to_arrays(problem), chosen, expired):
         return None
     repaired = chosen - problem.group_offsets[:-1]
     return repaired if problem.evaluate(repaired).feasible else None
 
 
-def repair_flat(a: Arrays, chosen: Integers) -> bool:
+def repair_flat(a: Arrays, chosen: Integers, expired: Callable[[], bool] | None = None) -> bool:
     """Repair flat options in place, given `Arrays`; return whether every budget holds."""
-    return any(step(a, chosen) for step in (_cheapest, _breakout, _tree))
+    if _cheapest(a, chosen):
+        return True
+    start = time.perf_counter()
+
+    def over() -> bool:
+        return expired is not None and time.perf_counter() - start > GRACE_S and expired()
+
+    return _broken_out(a, chosen, over) or _searched(a, chosen, over)
 
 
 def warm_repair(a: Arrays, chosen: Integers) -> None:
     """Run every step once, so that all of them are compiled."""
-    for step in (_cheapest, _breakout, _tree):
-        step(a, chosen.copy())
+    _cheapest(a, chosen.copy())
+    _broken_out(a, chosen.copy(), lambda: False)
+    _searched(a, chosen.copy(), lambda: False)
+
+
+def _broken_out(a: Arrays, chosen: Integers, over: Callable[[], bool]) -> bool:
+    """Run the breakout search, in slices between which the clock is checked."""
+    if len(a.limit) < 2:
+        return False
+    work = len(a.cost) * len(a.limit)
+    left, weight = max(BREAKOUT_STEPS, BREAKOUT_WORK // work), np.ones(len(a.limit))
+    while left > 0:
+        steps = min(left, max(1, SLICE_WORK // work))
+        if (end := _breakout(a, chosen, weight, steps)) != GOES_ON:
+            return bool(end == FOUND)
+        left -= steps
+        if over():
+            break
+    return False
+
+
+def _searched(a: Arrays, chosen: Integers, over: Callable[[], bool]) -> bool:
+    """Run the depth-first search, in slices between which the clock is checked."""
+    least = np.minimum.reduceat(a.use, a.starts[:-1], axis=0)
+    rest = np.zeros((len(chosen) + 1, len(a.limit)))  # the smallest uses by the groups from here on
+    rest[:-1] = np.cumsum(least[::-1], axis=0)[::-1]
+    used, path, depth, left = np.zeros_like(rest), a.starts[:-1].copy(), 0, TREE_NODES
+    while left > 0:
+        nodes = min(left, max(1, SLICE_WORK // (8 * len(a.limit) + 8)))
+        end, depth = _tree(a, rest, used, path, depth, nodes)
+        if end == FOUND:
+            chosen[:] = path
+        if end != GOES_ON:
+            return bool(end == FOUND)
+        left -= nodes
+        if over():
+            break
+    return False
 
 
 @compiled
@@ -113,17 +170,14 @@ def _cheapest(a: Arrays, chosen: Integers) -> bool:
 
 
 @compiled
-def _breakout(a: Arrays, chosen: Integers) -> bool:
+def _breakout(a: Arrays, chosen: Integers, weight: Floats, steps: int) -> int:
     """Descend steepest on the weighted excess; at a local minimum every exceeded budget gets more weight."""
     num_budgets = len(a.limit)
-    if num_budgets < 2:
-        return False
     _, _, usage = begin(a, chosen)
-    weight = np.ones(num_budgets)
-    for _ in range(max(BREAKOUT_STEPS, BREAKOUT_WORK // (len(a.cost) * num_budgets))):
+    for _ in range(steps):
         if fits(a, usage):
             _, _, usage = begin(a, chosen)
-            return bool(fits(a, usage))
+            return FOUND if fits(a, usage) else FAILED
         least, best = -_rounding(a), -1
         for new in range(len(a.cost)):
             old = chosen[a.group_of[new]]
@@ -138,28 +192,25 @@ def _breakout(a: Arrays, chosen: Integers) -> bool:
                 if usage[k] > a.limit[k]:
                     weight[k] += 1.0
             if weight.max() > 1000.0 * weight.min():
-                return False
+                return FAILED
         else:
             old = chosen[a.group_of[best]]
             chosen[a.group_of[best]] = best
             usage += a.use[best] - a.use[old]
-    return False
+    return GOES_ON
 
 
 @compiled
-def _tree(a: Arrays, chosen: Integers) -> bool:
-    """Find the first feasible choice in depth-first order, pruned by the smallest uses of the remaining groups."""
-    num_groups, num_budgets = len(chosen), len(a.limit)
-    rest = np.zeros((num_groups + 1, num_budgets))  # the smallest uses by the groups from here on
-    for group in range(num_groups - 1, -1, -1):
-        for k in range(num_budgets):
-            rest[group, k] = rest[group + 1, k] + a.use[a.starts[group] : a.starts[group + 1], k].min()
-    used = np.zeros((num_groups + 1, num_budgets))
-    depth, path = 0, a.starts[:-1].copy()
-    for _ in range(TREE_NODES):
+def _tree(a: Arrays, rest: Floats, used: Floats, path: Integers, depth: int, nodes: int) -> tuple[int, int]:
+    """Find the first feasible choice in depth-first order, pruned by the smallest uses ``rest`` of remaining groups.
+
+    Returns how it ended, and the depth to continue from; ``used`` and ``path`` are changed in place.
+    """
+    num_groups = len(path)
+    for _ in range(nodes):
         if path[depth] == a.starts[depth + 1]:
             if depth == 0:
-                return False
+                return FAILED, depth
             depth -= 1
             path[depth] += 1
             continue
@@ -167,9 +218,8 @@ def _tree(a: Arrays, chosen: Integers) -> bool:
         if not fits(a, used[depth + 1] + rest[depth + 1]):
             path[depth] += 1
         elif depth + 1 == num_groups:
-            chosen[:] = path
-            return True
+            return FOUND, depth
         else:
             depth += 1
             path[depth] = a.starts[depth]
-    return False
+    return GOES_ON, depth

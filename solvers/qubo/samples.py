@@ -99,7 +99,7 @@ class Improver:
         quality.distinct += len(firsts)
         repaired = []
         for candidate in chosen[firsts]:
-            if repair_flat(a, candidate):
+            if repair_flat(a, candidate, self.search.expired):
                 repaired.append(candidate)
             else:
                 quality.failed += 1
@@ -122,7 +122,7 @@ class Improver:
 
     def stand_in(self, choice: Integers) -> None:
         """Repair, polish and report a choice ``(G,)`` that is not from a sampler, and not counted as a sample."""
-        feasible = repair(self.problem, choice)
+        feasible = repair(self.problem, choice, self.search.expired)
         if feasible is not None:
             self.search.offer(feasible)
             self.search.offer(polish(self.problem, feasible, self.search.remaining()))

@@ -19,8 +19,11 @@ from solvers import Solution, SolverUnavailableError, Status, StopReason, Unsupp
 from solvers.errors import InvalidOptionError
 from solvers.exact import milp
 from solvers.exact.brute_force import MAX_CHOICES, num_choices
+from solvers.exact.cp_sat import CpSat
+from solvers.exact.miqp import Miqp
 from solvers.search import Search
 from solvers.testing import optimum
+from solvers.testing.cut_runs import cut_run
 
 solve = partial(run.solve, presolve=False)  # the back ends themselves are tested
 
@@ -333,3 +336,25 @@ def test_a_failure_of_the_external_code_ends_the_run_with_the_best_choice_so_far
         return
     assert (found.status, found.stop_reason) == (Status.FEASIBLE, StopReason.ERROR_RECOVERED)
     assert found.details["error"] == "Exception: SCIP: error in input data!"
+
+
+@pytest.mark.parametrize("solver", [Miqp(), CpSat()])
+def test_a_model_is_not_built_to_the_end_when_the_time_is_over(solver):
+    if solver.why_not():
+        return
+    rng = np.random.default_rng(0)
+    count = 40
+    apart = np.triu(np.repeat(np.arange(count), 2)[:, None] != np.repeat(np.arange(count), 2)[None, :], 1)
+    pairs = PairTerms(sparse=scipy.sparse.csr_array(apart * rng.normal(size=apart.shape)))
+    problem = Problem([f"g{i}" for i in range(count)], [["x", "y"]] * count, [0.0] * 2 * count, {}, {}, pairs)
+    stopped = [cut_run(problem, solver, looks).details.get("stopped", "") for looks in (30, 100, 300)]
+    assert any("building the model took longer" in reason for reason in stopped), stopped
+
+
+def test_a_pareto_list_that_would_take_longer_than_the_time_is_not_made(monkeypatch):
+    rng = np.random.default_rng(0)
+    problem = Problem([f"g{i}" for i in range(40)], [["x", "y", "z"]] * 40, rng.random(120),
+                      {name: rng.random(120) for name in "abc"}, dict.fromkeys("abc", 16.0))  # fmt: skip
+    monkeypatch.setattr("solvers.bounds.pareto_lists.GRACE_S", -1e9)
+    found = solve(problem, "dp", time_limit=60)
+    assert found.stop_reason is StopReason.TIME_LIMIT

@@ -181,3 +181,17 @@ def test_a_given_start_is_never_made_worse():
 def test_impossible_options_are_refused(option, value):
     with pytest.raises(InvalidOptionError, match=option):
         solve(layered_problem(3), "anneal", **{option: value})
+
+
+def test_repair_gives_up_when_the_time_is_over_and_not_before(monkeypatch):
+    rng = np.random.default_rng(1)
+    use = {name: rng.integers(0, 100, 240) * 1.0 for name in "abcde"}
+    budgets = {name: numbers.reshape(60, 4).min(axis=1).sum() + 300.0 for name, numbers in use.items()}
+    problem = Problem([f"g{i}" for i in range(60)], [list("wxyz")] * 60, [0.0] * 240, use, budgets)
+    looks = []
+    monkeypatch.setattr("solvers.kernels.repair.GRACE_S", -1.0)
+    assert repair(problem, [0] * 60, lambda: bool(looks.append(0))) is None
+    every = len(looks)
+    looks.clear()
+    assert repair(problem, [0] * 60, lambda: looks.append(0) or True) is None
+    assert len(looks) <= 2 < every  # once in each of the last two steps
