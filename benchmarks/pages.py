@@ -252,6 +252,23 @@ VIEWS = {
         cell="{accuracy:.1f} ({kl:.3f})",
     ),
     "compensation_resnet20": View(columns={"stored as": "{stored}"}, across="way", cell="{accuracy:.1f} ({kl:.4g})"),
+    "woodfisher_resnet20": View(
+        columns={"calibrated on": "{source}", "method": "{method}", "sparsities": "{ranking}"},
+        across="sparsity",
+        cell="{accuracy:.1f} ({kl:.2f}; {kl_lossless:.2f})",
+        where={"table": "sparsity"},
+    ),
+    "woodfisher_resnet20_damping": View(
+        columns={
+            "calibrated on": "{source}",
+            "damping": "{damping:.0e}",
+            "relative to the mean of the diagonal": "{share:.1e}",
+        },
+        across="method",
+        cell="{accuracy:.1f} ({kl:.2f}; {kl_lossless:.2f})",
+        source="woodfisher_resnet20",
+        where={"table": "damping"},
+    ),
     **dict.fromkeys(
         ("prediction", "prediction_independent"),
         View(

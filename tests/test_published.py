@@ -104,7 +104,7 @@ def test_a_bench_run_uses_the_commands_of_the_tables(monkeypatch):
     assert bench.words_of("prediction", "/data") == ["--data", "/data"]
 
 
-@pytest.mark.parametrize("name", ["solvers_exact", "networks", "prediction", "cifar10_resnet20"])
+@pytest.mark.parametrize("name", ["solvers_exact", "networks", "prediction", "cifar10_resnet20", "woodfisher"])
 def test_the_tables_commands_parse(name):
     bench = importlib.import_module("benchmarks.__main__")
     module = importlib.import_module(f"benchmarks.{name}")
