@@ -14,7 +14,9 @@ from formulations import PairTerms, Problem
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions.cut_off import cut_off
 from solvers import Solution, SolverUnavailableError, Status, UnsupportedProblemError, solve
+from solvers.composites.auto import FORBIDDING, Auto
 from solvers.registry import solver_class
+from solvers.search import Search
 from solvers.uneven import first_choice, uneven
 
 EXACT = ("brute-force", "dp", "milp", "cp-sat", "miqp", "semidefinite", "lagrangian", "auto")
@@ -214,3 +216,21 @@ def test_pair_terms_in_a_budget_beside_costs_of_1e300_give_an_answer_without_a_w
         return
     assert found.choice.tolist() == [0, 1]
     assert found.bound is None or found.bound <= found.objective
+
+
+def test_auto_looks_for_a_choice_without_forbidding_costs_before_it_looks_for_a_bound() -> None:
+    rng = np.random.default_rng(133)
+    groups, count = np.repeat(np.arange(60), 4), 240
+    row, column = np.sort(rng.integers(0, count, (2, 6000)), axis=0)
+    apart = groups[row] != groups[column]
+    terms = scipy.sparse.coo_array((rng.normal(size=apart.sum()), (row[apart], column[apart])), shape=(count, count))
+    cost = np.where(rng.random(count) < 0.1, 1e12, rng.random(count))
+    uses = {name: rng.integers(0, 100, count) * 1.0 for name in "ab"}
+    budgets = {name: 2.0 * use.reshape(60, 4).min(axis=1).sum() for name, use in uses.items()}
+    problem = Problem([f"g{i}" for i in range(60)], [list("wxyz")] * 60, cost, uses, budgets, PairTerms(sparse=terms))
+    for stated, second in ((problem, f"anneal: {FORBIDDING}"), (problem.derived(cost=np.minimum(cost, 1.0)), None)):
+        search = Search(stated, solver="auto", time_limit=1, seed=0)
+        Auto().run(stated, search)
+        assert second is None or search.details["plan"][1] == second
+        assert second is not None or not any(FORBIDDING in reason for reason in search.details["plan"])
+        assert search.objective < 1e9

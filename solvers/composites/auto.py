@@ -28,6 +28,7 @@ from solvers.heuristic.genetic_algorithm import Genetic
 from solvers.heuristic.greedy import Greedy
 from solvers.heuristic.lagrangian import Lagrangian, open_part
 from solvers.solution import relative_gap
+from solvers.uneven import uneven
 
 ENUMERABLE = 1e6
 """Maximum number of choices to enumerate (about 20 ms; 3 s if budgets have pair terms)."""
@@ -64,6 +65,12 @@ semidefinite bounds."""
 
 DENSE_SHARE = 0.4
 """Fraction of the remaining time for its first turn."""
+
+FORBIDDING_SHARE, FORBIDDING_S = 0.5, 0.3
+"""Maximum fraction of the remaining time, and maximum time in seconds, for annealing if a choice without forbidding
+costs must be found first."""
+
+FORBIDDING = "costs that forbid options are in the best known choice, and bounds are weak beside them"
 
 DENSE = "two options a group and dense pair terms: semidefinite bounds, then branch and bound"
 
@@ -114,6 +121,8 @@ class Auto(Solver):
         improving = [step for step in others if not step[0].exact]
         if problem.pairs and others:
             turns.take(Greedy(), "a first choice", GREEDY_SHARE)
+            if uneven(problem) and np.isfinite(search.remaining()):
+                turns.take(Anneal(), FORBIDDING, min(FORBIDDING_SHARE, FORBIDDING_S / max(search.remaining(), 1e-9)))
             turns.take(first, why, RELAX_SHARE)
             if dense(problem):
                 if num_products(open_part(problem, search).problem) <= FEW_PRODUCTS:
