@@ -30,7 +30,7 @@ ALONE = (
 )
 """Benchmarks that need no data."""
 
-WITH_DATA = ("hawq_resnet18", "networks", "prediction", "cifar10_resnet20", "filters_resnet")
+WITH_DATA = ("hawq_resnet18", "networks", "prediction", "cifar10_resnet20")
 
 RESULTS = Path("benchmarks/results")
 

@@ -240,8 +240,8 @@ def main() -> None:
     table = markdown(searches, SEARCH_COLUMNS)
     if accuracies:
         table += "\n\n" + markdown(accuracies, ACCURACY_COLUMNS)
-    name = "filters_resnet" + "_".join(["", *map(str, arguments.depth)])
-    write_results(Path(arguments.out), name, {"searches": searches, "accuracies": accuracies}, table)
+    name = "filters_resnet" + "_".join(map(str, arguments.depth))
+    write_results(Path(arguments.out), name, {"rows": searches, "accuracies": accuracies}, table)
     print("\n" + table)
 
 

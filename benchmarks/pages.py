@@ -283,6 +283,19 @@ VIEWS = {
     "ranks_resnet56": View(
         columns={"chosen by": "{choice}"}, across="budget", cell=CHOSEN, source="ranks_resnet56_whitened"
     ),
+    "filters_resnet20": View(
+        columns={
+            "scores": "{scores}",
+            "bits' size": "{average_bits:g}",
+            "solver": "{solver}",
+            "optimum found": "{optimal}",
+            "median above the optimum": "{median}",
+            "worst": "{worst}",
+            "CPU s to the optimum": "{tts_1:.3g}",
+            "CPU s to 0.1 %": "{tts_2:.3g}",
+            "CPU s of a run": "{cpu_s:.3g}",
+        }
+    ),
     "channels_resnet20": View(columns=CHANNELS),
     "channels_resnet56": View(columns={**CHANNELS, "fine-tuned": "{tuned:.1f}"}),
     "jointly_resnet20": View(

@@ -25,7 +25,8 @@ from formulations.errors import InfeasibleBudgetError, InvalidProblemError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.formatting import amount, limit, markdown_table
-from formulations.pairs import PairTerms, sum_of_products
+from formulations.pairs import PairTerms
+from formulations.products import sum_of_products
 from formulations.resource_pairs import arrays_of, checked_resource_pairs, least_of_blocks, matrix_from
 from formulations.validation import (
     checked_budgets,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from formulations import Problem
 from formulations.generators.prune_quantize import prune_quantize
-from formulations.pairs import sum_of_products
+from formulations.products import sum_of_products
 from qcompress import budgets
 from qcompress.errors import OptionsError
 from qcompress.interactions import pair_terms

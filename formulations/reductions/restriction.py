@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InvalidProblemError
-from formulations.pairs import PairTerms, sum_of_products
+from formulations.pairs import PairTerms
 from formulations.problem import Problem
+from formulations.products import sum_of_products
 from formulations.reductions.base import Choice, Reduction
 from formulations.validation import frozen
 
