@@ -159,7 +159,6 @@ def language_model(arguments: argparse.Namespace) -> Subject:
     )
 
 
-@torch.no_grad()
 def logits(model: nn.Module, batch: Tensor) -> Tensor:
     """Logits without a cache of keys and values."""
     return model(input_ids=batch, use_cache=False).logits
@@ -297,7 +296,7 @@ class Study:
         for path in gone:
             cut.set_submodule(path, Passing())
         fitted = own_copy(cut)
-        attach(fitted, Compression(parts=(), bypasses=tuple(Bypass(path=path, width=0) for path in gone)))
+        attach(fitted, Compression(parts=(), bypasses=tuple(Bypass(path=path) for path in gone)))
         qcompress.fit_in_turn_(fitted, subject.model, subject.data, subject.forward)
         return {"left_out": ", ".join(path.rpartition(".")[2] for path in gone), **self.figures(cut, fitted)}
 
