@@ -218,7 +218,7 @@ class Problem:
     def _pair_value(self, chosen: NDArray[np.int64]) -> float:
         value = 0.0
         if self.pairs.factor is not None:
-            value += float(sum_of_products(self.pairs.factor[chosen]).sum())
+            value += sum_of_products(self.pairs.factor[chosen])
         if self.pairs.num_sparse:
             x = np.zeros(self.num_options)
             x[chosen] = 1.0

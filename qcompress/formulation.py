@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from formulations import Problem
 from formulations.generators.prune_quantize import prune_quantize
-from formulations.products import sum_of_products
 from qcompress import budgets
 from qcompress.errors import OptionsError
 from qcompress.interactions import pair_terms
@@ -104,7 +103,8 @@ def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray
     costs, between = 0.5 * np.square(measurement.factor[chosen]), np.zeros(measurement.factor.shape[1])
     rows = None if problem.pairs is None else problem.pairs.factor
     if rows is not None and rows.shape[1] == len(between):
-        between = sum_of_products(rows[chosen])
+        picked = rows[chosen]
+        between = np.einsum("gr,gr->r", np.cumsum(picked[:-1], axis=0), picked[1:])
     return error_of_sum(costs, measurement.standard_error[chosen], measurement.num_samples, between)
 
 

@@ -113,7 +113,7 @@ def restrict(problem: Problem, keep: NDArray[np.bool_], *, outside: float = -np.
     factor, sparse = problem.pairs.factor, problem.pairs.sparse
     if factor is not None and len(fixed):
         rows = factor[fixed]
-        offset += sum_of_products(rows).sum()
+        offset += sum_of_products(rows)
         cost += (factor @ rows.sum(axis=0))[options]
     if sparse is not None and len(fixed):
         offset += x @ (sparse @ x)
