@@ -12,7 +12,7 @@ import numpy as np
 
 from formulations import Problem
 from solvers.search import Search
-from solvers.solution import Solution, Status, StopReason, relative_gap
+from solvers.solution import Solution, StopReason, relative_gap
 
 
 class StatedSearch(Search):
@@ -24,7 +24,7 @@ class StatedSearch(Search):
 
     def __init__(self, problem: Problem, **settings: Any) -> None:
         super().__init__(problem.derived(offset=0.0) if problem.offset else problem, **settings)
-        self.constant, self._asked = problem.offset, problem
+        self.constant, self._asked, self._told = problem.offset, problem, -np.inf
 
     @property
     def original(self) -> Problem:
@@ -42,7 +42,7 @@ class StatedSearch(Search):
         if not self.constant:
             return solution
         objective, bound = self._shown()
-        if bound is not None and objective is not None and solution.status is Status.OPTIMAL:
+        if bound is not None and objective is not None:
             bound = min(bound, objective)
         return replace(
             solution,
@@ -59,7 +59,15 @@ class StatedSearch(Search):
         shown = None if objective is None else self.constant + objective
         if bound is None or not self.constant:
             return shown, bound
-        if objective is not None and bound >= objective:
-            return shown, shown
         total = self.constant + bound
-        return shown, float(np.nextafter(total, -np.inf)) if total - self.constant > bound else total
+        if shown is not None and objective is not None and bound >= objective:
+            total = max(shown, total)
+        elif total - self.constant > bound:
+            total = float(np.nextafter(total, -np.inf))
+        self._told = max(self._told, total)  # a bound that was told is not taken back by rounding
+        return shown, self._told
+
+    def doubt(self, error: float) -> None:
+        """Withdraw a proof and lower every bound."""
+        self._told = -np.inf
+        super().doubt(error)

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from formulations import Problem
 from formulations.generators.random_instances import small_problem
-from solvers import Status, judge, solve
+from solvers import Status, StopReason, judge, solve
 from solvers.composites.recording import Recording, Replay
 from solvers.search import Progress
 from solvers.solution_update import with_known
+from solvers.stated_search import StatedSearch
 from solvers.sweep import sweep
 
 OFFSETS = st.sampled_from([0.1, -3.0, 1e6 / 3, 1e12, -1e12, 1e15])
@@ -49,7 +50,7 @@ def test_the_choice_is_that_without_the_offset_and_bounds_are_true(seed: int, of
     size = Fraction(1e-9 * (1 + np.abs(plain.cost).sum()))
     for point in (*found.trace, *seen, found):
         assert point.bound is None or Fraction(point.bound) <= max(best + size, Fraction(found.objective))
-        assert point.bound is None or point.objective is None or point.bound <= point.objective
+    assert found.bound is None or found.bound <= found.objective
 
 
 def test_known_bounds_prove_nothing_that_rounding_beside_the_offset_hides() -> None:
@@ -64,6 +65,21 @@ def test_a_sweep_beside_an_offset_finds_what_it_finds_without() -> None:
     curve = sweep(beside(1e12), "bytes", [1, 2])
     assert [point.solution.choice.tolist() for point in curve.points] == [[1], [0]]
     assert [point.solution.status for point in curve.points] == [Status.OPTIMAL] * 2
+
+
+@given(values=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8), offset=OFFSETS, seed=st.integers(0, 10**6))
+def test_rounding_beside_the_offset_takes_no_bound_of_the_trace_back(values: list[float], offset: float, seed: int):
+    rng = np.random.default_rng(seed)
+    search = StatedSearch(
+        Problem(["a"], [[str(i) for i in range(len(values))]], values, {}, {}, None, offset), solver="x"
+    )
+    for _ in range(12):
+        if rng.random() < 0.5:
+            search.offer([rng.integers(len(values))])
+        elif search.objective is not None:
+            search.raise_bound(search.objective * (1 + rng.integers(-2, 3) * 1e-16))
+    bounds = [point.bound for point in search.solution(StopReason.COMPLETED, {}).trace if point.bound is not None]
+    assert bounds == sorted(bounds)
 
 
 def test_recordings_hold_bounds_with_the_offset(tmp_path) -> None:
