@@ -8,6 +8,7 @@ from qcompress.engines.in_time import TOLERANCE
 from qcompress.measurement import Measurement
 from qcompress.model.samples import Split
 from qcompress.proposals import has_few_inputs
+from qcompress.transforms.channels import RemoveChannels
 from solvers import Solution
 
 FACTOR = 2.0
@@ -125,6 +126,25 @@ def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement 
             f"{len(few)} of {len(measurement.parts)} parts were fitted to fewer calibration inputs than the dimension "
             f"of their input ({name!r}: {num_inputs:,} for {width:,}), which does not generalise: "
             f"{needed:,} samples like these would be enough (now {samples:,})"
+        )
+
+
+def of_attention(measurement: Measurement, solution: Solution) -> Iterator[str]:
+    """Warn if no attention layer that could be left out remains: a cache of keys and values then holds nothing."""
+    assert solution.choice is not None  # noqa: S101
+    attention = {item.name for item in measurement.sets if item.work > 0}
+    chosen = [
+        options[option] for options, option in zip(measurement.transforms, solution.choice.tolist(), strict=False)
+    ]
+    left_out = {
+        part.name
+        for part, own in zip(measurement.parts, chosen, strict=False)
+        if isinstance(own, RemoveChannels) and len(own.removed) == own.units
+    }
+    if attention and attention <= left_out:
+        yield (
+            f"all {plural(len(attention), 'attention layer')} on offer are left out: if no other remains, the cache of "
+            "keys and values of a language model holds nothing, and it writes correctly with use_cache=False only"
         )
 
 

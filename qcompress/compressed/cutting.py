@@ -16,7 +16,13 @@ SIZES = (
     *("num_heads", "num_attention_heads", "n_heads", "num_key_value_heads", "num_kv_heads"),
     *("split_size", "all_head_size", "inner_dim"),
 )
-"""Names under which transformers' attention stores numbers of heads, or of outputs of the layers inside it."""
+"""Names under which transformers' attention stores numbers of heads, or of outputs of the layers of `HEADS`."""
+
+HEADS = (
+    *("q_proj", "k_proj", "v_proj", "q", "k", "v", "query", "key", "value", "q_lin", "k_lin", "v_lin"),
+    *("query_proj", "key_proj", "value_proj", "c_attn", "q_attn", "query_key_value", "qkv", "Wqkv", "qkv_proj"),
+)
+"""Names of the layers in such a module whose outputs are the heads; its other layers say nothing about them."""
 
 
 def cut_(model: nn.Module, cuts: Cuts) -> None:
@@ -40,7 +46,7 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
         held = [*module._parameters.values(), *module._buffers.values()]
         if any(id(tensor) in changed for tensor in held):
             _follow(module)
-    _follow_children(model, widths)
+    _follow_heads(model, widths)
 
 
 def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int], list[int]]:
@@ -84,25 +90,26 @@ def beyond(cuts: Cuts, earlier: Cuts, model: nn.Module) -> dict[tuple[str, int],
     return left
 
 
-def _widths(model: nn.Module) -> dict[str, int]:
-    """Number of outputs of every layer inside another module."""
-    layers = {
-        name: getattr(module, "out_features", getattr(module, "nf", None)) for name, module in model.named_modules()
-    }
-    return {name: width for name, width in layers.items() if name and isinstance(width, int)}
+def _widths(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Map each module (by path) to the numbers of outputs of the layers in it that make heads (by name)."""
+    widths: dict[str, dict[str, int]] = {}
+    for path, module in model.named_modules():
+        parent, _, name = path.rpartition(".")
+        width = getattr(module, "out_features", getattr(module, "nf", None))
+        if name in HEADS and isinstance(width, int):
+            widths.setdefault(parent, {})[name] = width
+    return widths
 
 
-def _follow_children(model: nn.Module, before: Mapping[str, int]) -> None:
-    """Update the sizes that modules store of the layers inside them (`SIZES`)."""
-    after, ratios = _widths(model), dict[str, set[Fraction]]()
-    for name, width in before.items():
-        if after.get(name, width) != width:
-            ratios.setdefault(name.rpartition(".")[0], set()).add(Fraction(after[name], width))
-    for name, found in ratios.items():
-        module = model.get_submodule(name)
-        for attribute in SIZES if len(found) == 1 else ():
+def _follow_heads(model: nn.Module, before: Mapping[str, Mapping[str, int]]) -> None:
+    """Update the sizes that attention stores (`SIZES`) where all its layers have lost the same share of the heads."""
+    after = _widths(model)
+    for path, widths in before.items():
+        ratios = {Fraction(after.get(path, {}).get(name, width), width) for name, width in widths.items()}
+        module = model.get_submodule(path) if path in after else None
+        for attribute in SIZES if module is not None and len(ratios) == 1 else ():
             size = getattr(module, attribute, None)
-            if type(size) is int and (smaller := size * min(found)).denominator == 1:
+            if type(size) is int and (smaller := size * min(ratios)).denominator == 1:
                 setattr(module, attribute, int(smaller))
 
 

@@ -252,6 +252,8 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
     yield from cautions.of_selections(measurement)
     yield from cautions.of_split(request.split, given=request.measurement is not None)
     yield from cautions.of_inputs(measurement, solution, outcome.fitted)
+    if hasattr(request.model, "generate"):
+        yield from cautions.of_attention(measurement, solution)
     asked = {name: limit for name, limit in outcome.problem.budgets.items() if name != request.minimize}
     yield from loose(asked, measurement.original)
     yield from cautions.of_latency(outcome.problem.budgets.get(LATENCY), outcome.latency_measured_s)

@@ -1,8 +1,8 @@
 """Test the traced sets: this reveals hard-coded sizes and anything else that tracing cannot see.
 
-First one unit of every set is removed at once, then half of the units, and the smaller network is compared with the
-masked one. If they differ, or the smaller one does not run, the sets are bisected down to those at fault. Those sets
-are reported and kept whole.
+First one unit of every set is removed at once, then half of the units, then another share of every set, and the smaller
+network is compared with the masked one. If they differ, or the smaller one does not run, the sets are bisected down to
+those at fault. Those sets are reported and kept whole.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def failing(
         sets: some of its sets.
         batch: a few samples.
         forward: how to run them.
-        whole: whether to remove all units, in place of the first and of half.
+        whole: whether to remove all units, in place of some.
         beside: other sets, of which half of the units are removed as well in a second trial of whole sets.
     """
     rng = np.random.default_rng(0)
@@ -50,7 +50,8 @@ def failing(
         everything = {item.name: np.arange(item.num_units) for item in sets}
         removals: list[Removed] = [everything, *([{**half(beside), **everything}] if beside else [])]
     else:
-        removals = [{item.name: np.zeros(1, dtype=np.int64) for item in sets}, half(sets)]
+        unequal = {item.name: rng.permutation(item.num_units)[rng.integers(1, item.num_units) :] for item in sets}
+        removals = [{item.name: np.zeros(1, dtype=np.int64) for item in sets}, half(sets), unequal]
     reasons = (_why_not(model, [*sets, *beside], removed, batch, forward) for removed in removals)
     why = next(filter(None, reasons), "")
     if not why:
@@ -58,13 +59,17 @@ def failing(
     if len(sets) == 1:
         return {sets[0].name: why}
     middle = len(sets) // 2
-    failing_halves = {
-        name: reason
-        for part in (sets[:middle], sets[middle:])
-        for name, reason in failing(model, part, batch, forward, whole=whole, beside=beside).items()
-    }
-    if failing_halves:
-        return failing_halves
+    alone = [[item] for item in sets] if len(sets) > 2 else []
+    for parts in ((sets[:middle], sets[middle:]), alone):
+        at_fault = {
+            name: reason
+            for part in parts
+            for name, reason in failing(model, part, batch, forward, whole=whole, beside=beside).items()
+        }
+        if at_fault:
+            left = [item for item in sets if item.name not in at_fault]
+            more = failing(model, left, batch, forward, whole=whole, beside=beside) if left else {}
+            return {**at_fault, **more}
     return dict.fromkeys((item.name for item in sets), f"together with others: {why}")
 
 

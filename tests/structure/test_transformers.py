@@ -156,3 +156,91 @@ def test_the_fisher_score_is_that_of_whole_samples_wherever_they_are() -> None:
         effects = (gradients * layer.weight.detach()).sum(1)[:, columns].sum(-1)
         wanted = 0.5 * effects.square().sum(0) / len(batch)
         torch.testing.assert_close(torch.from_numpy(found[item.name]).float(), wanted)
+
+
+class Flat(nn.Module):
+    """Attention and MLP in one module, beside the number of heads."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.norm, self.other_norm = nn.LayerNorm(24), nn.LayerNorm(24)
+        self.qkv, self.proj = nn.Linear(24, 72), nn.Linear(24, 24)
+        self.fc1, self.fc2 = nn.Linear(24, 48), nn.Linear(48, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, positions, width = x.shape
+        shape = samples, positions, 3, self.num_heads, width // self.num_heads
+        q, k, v = self.qkv(self.norm(x)).reshape(shape).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(samples, positions, width)
+        x = x + self.proj(mixed)
+        return x + self.fc2(self.fc1(self.other_norm(x)).relu())
+
+
+@pytest.mark.parametrize("heads", [3, 4, 6])
+def test_a_number_of_heads_does_not_follow_other_layers(heads: int) -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(Flat(heads), Flat(heads), nn.Linear(24, 5)).eval(), torch.randn(4, 7, 24)
+    sets = find_sets(model, [batch]).sets
+    assert [item.name for item in sets] == ["0.fc1", "1.fc1"]
+    removed = {item.name: np.arange(16) for item in sets}  # 32 of 48 stay
+    masked, smaller = (change(copy.deepcopy(model), sets, removed) for change in (mask_, remove_))
+    assert [smaller[index].num_heads for index in (0, 1)] == [heads, heads]
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(batch), masked(batch), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [3, 4])
+def test_a_number_of_heads_does_not_follow_the_width_of_the_stream(heads: int) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads = heads
+            self.q, self.k, self.v, self.o = (nn.Linear(24, 24) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (
+                layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            )
+            return self.o(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.attention, self.last = nn.Linear(6, 24), Attention(), nn.Linear(24, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(x + self.attention(x))
+
+    torch.manual_seed(0)
+    sets = find_sets(Stream().eval(), [torch.randn(4, 7, 6)]).sets
+    assert {item.name: item.num_units for item in sets} == {"first": 24, "attention.q": heads}
+
+
+def test_sets_that_only_run_when_cut_alike_are_kept() -> None:
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=HEADS, decoder_start_token_id=0, **special()
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    batch = {"input_ids": torch.randint(3, WORDS, (2, 8)), "decoder_input_ids": torch.randint(3, WORDS, (2, 6))}
+    structure = find_sets(model, [batch])
+    for block in (0, 1):
+        assert f"decoder.block.{block}.layer.1.EncDecAttention.q" in structure.kept
+    assert "encoder.block.0.layer.0.SelfAttention.q" in {item.name for item in structure.sets}
+    for item in structure.sets:
+        with torch.no_grad():
+            remove_(copy.deepcopy(model), structure.sets, {item.name: [0]})(**batch)
+
+
+def test_a_language_model_without_attention_is_warned_of() -> None:
+    torch.manual_seed(0)
+    model, data = gpt2().eval(), list(torch.randint(3, WORDS, (8, LENGTH)).split(4))
+    options = {"*.attn.c_attn": qcompress.prune_channels(keep=(0.5, 0.0))}
+    without, within = (
+        qcompress.compress(model, data, budget={"bytes": share}, options=options, forward=output, guard=False)
+        for share in ("71%", "99%")
+    )
+    assert any("all 2 attention layers on offer are left out" in text for text in without.report.warnings)
+    assert not any("left out" in text for text in within.report.warnings)
