@@ -202,7 +202,9 @@ def attention(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], out
         labels.repeat_interleave(heads // labels.shape[1], dim=1) for labels in given if labels is not None
     )
     bias = tracer.labels(kwargs.get("attn_mask", args[3] if len(args) > 3 else None))
-    joined = [query, key, value] if bias is None else [query, key, value, bias.expand(-1, heads, -1, -1)]
+    joined = [query, key, value]
+    if bias is not None:
+        joined.append(bias[(None,) * (4 - bias.ndim)].expand(-1, heads, -1, -1))
     for head in range(heads):
         tracer.nodes.join_all(np.concatenate([distinct(labels[:, head]) for labels in joined]))
     tracer.mark(output[0], value[:, :, :1].expand(output[0].shape))
