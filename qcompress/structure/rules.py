@@ -148,6 +148,19 @@ def _or_zeros(tracer: Tracer, value: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.int64).expand(value.shape) if labels is None else labels
 
 
+def pad(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
+    """Pad with constants: along positions they belong to the channel, along channels they are none."""
+    labels, pads = tracer.labels(args[0]), list(args[1])
+    if labels is None:
+        move(tracer, func, args, kwargs, output)
+        return
+    for dim, size in enumerate(labels.shape):
+        if size > 1 and labels.stride(dim) == 0:
+            labels, place = labels.narrow(dim, 0, 1), 2 * (labels.ndim - 1 - dim)
+            pads[place : place + 2] = [0] * len(pads[place : place + 2])
+    tracer.mark(output, func(labels, pads).expand(output.shape))
+
+
 def view(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
     """A move that may split a dimension into several; the remaining channels must form a complete grid."""
     if not isinstance(args[1], (list, tuple)):  # to another type
@@ -364,12 +377,13 @@ SPACE = {
 
 _MOVES = (
     aten.permute, aten.transpose, aten.t, aten.expand, aten.unsqueeze, aten.squeeze, aten.clone, aten._to_copy,
-    aten.detach, aten.alias, aten.lift_fresh, aten.constant_pad_nd, aten.repeat, aten.flip, aten.cat, aten.stack,
+    aten.detach, aten.alias, aten.lift_fresh, aten.repeat, aten.flip, aten.cat, aten.stack,
     aten.contiguous,
 )  # fmt: skip
 
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(_MOVES, move),
+    aten.constant_pad_nd: pad,
     **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape), view),
     **dict.fromkeys((aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind), piece),
     **dict.fromkeys((aten.index, aten.index_select, aten.gather), pick),

@@ -127,6 +127,27 @@ class HalfUnseen(nn.Module):
         return self.last(self.sorted(self.cut(x)[:, 2:5]).sort(dim=1).values)
 
 
+def test_channels_go_through_padding_of_their_positions_before_a_depthwise_convolution() -> None:
+    class Same(nn.Conv2d):
+        """Padded as TensorFlow's "SAME": more after the image than before it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self._conv_forward(functional.pad(x, (0, 1, 0, 1)), self.weight, self.bias)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU6(), Same(6, 6, 3, 2, groups=6), nn.BatchNorm2d(6),
+        nn.ReLU6(), Same(6, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+    structure, data = find_sets(network, [images(0)]), images(1)
+    assert [(item.name, item.num_units) for item in structure.sets] == [("0", 6), ("6", 4)]
+    removed = {"0": [1, 4], "6": [0]}
+    with torch.no_grad():
+        expected = mask_(copy.deepcopy(network), structure.sets, removed)(data)
+        found = remove_(network, structure.sets, removed)(data)
+    torch.testing.assert_close(found, expected)
+
+
 def test_what_cannot_be_removed_is_named_with_the_reason() -> None:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
