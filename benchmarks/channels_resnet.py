@@ -1,4 +1,6 @@
-"""Channels of a ResNet removed at equal macs: this project's choice against uniform widths and global rankings.
+"""Channels of a network removed at equal macs: this project's choice against uniform widths and global rankings.
+
+The networks are ResNet-20 and ResNet-56 on CIFAR-10, and EfficientNet-Lite0 on pictures of ImageNet.
 
 This project: the number of channels that each coupled set keeps is solved for, from the measured loss of every option.
 The layers that read a set are refitted to the remaining channels, then all layers are fitted one after the other; both
@@ -11,11 +13,13 @@ evaluated on test images after cutting, after re-estimating batch-norm statistic
 The measurement and the rows are kept in ``--out``; an interrupted run resumes.
 
     python -m benchmarks.channels_resnet --data FOLDER [--depth 56] [--shares 0.7 0.5] [--steps 50]
+    python -m benchmarks.channels_resnet --data FOLDER --network efficientnet --calibration 64 --test 400
 """
 
 import argparse
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompress
-from benchmarks import cifar
+from benchmarks import cifar, efficientnet
 from benchmarks.tables import Rows, markdown, write_results
 from qcompress.compressed.removal import remove_
 from qcompress.measurement import Measurement
@@ -64,8 +68,50 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A network and its images.
+
+    Attributes:
+        name: name of the results.
+        head: name of the network's last layer.
+        training: images for calibration and fine-tuning, and their classes.
+        tests: images for evaluation, and their classes.
+        batch: number of images in a step of fine-tuning.
+    """
+
+    name: str
+    model: nn.Module
+    head: str
+    training: tuple[Tensor, Tensor]
+    tests: tuple[Tensor, Tensor]
+    batch: int
+
+
+def _resnet(arguments: argparse.Namespace) -> Subject:
+    folder = cifar.data_folder(arguments)
+    return Subject(
+        name=f"channels_resnet{arguments.depth}", model=cifar.resnet(arguments.depth, folder), head="linear", batch=128,
+        training=cifar.images(folder, "cifar10_train4k_lossless"),
+        tests=cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test),
+    )  # fmt: skip
+
+
+def _efficientnet(arguments: argparse.Namespace) -> Subject:
+    inputs, classes = efficientnet.shuffled(cifar.data_folder(arguments))
+    seen = max(arguments.calibration, len(inputs) - arguments.test)
+    return Subject(
+        name="channels_efficientnet", model=efficientnet.trained(), head="_fc", batch=16,
+        training=(inputs[:seen], classes[:seen]), tests=(inputs[seen:], classes[seen:]),
+    )  # fmt: skip
+
+
+SUBJECTS = {"resnet": _resnet, "efficientnet": _efficientnet}
+
+
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("depth", "calibration", "keep", "test", "steps", "time_limit")}
+    names = ("network", "depth", "calibration", "keep", "test", "steps", "time_limit")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def within(sets: tuple[CoupledSet, ...], uses: Uses, limit: float, removed_at: Ranking) -> dict[str, list[int]]:
@@ -106,22 +152,25 @@ def ranked_fisher(model: nn.Module, data: list[Tensor], sets: tuple[CoupledSet, 
     return removed_at
 
 
-def torch_pruned(model: nn.Module, data: list[Tensor], labels: Tensor, kind: str, limit: float) -> nn.Module | None:
+def torch_pruned(subject: Subject, data: list[Tensor], kind: str, limit: float) -> nn.Module | None:
     """The least pruned of torch-pruning's models that is within the macs; None if the package is not installed."""
     try:
         import torch_pruning as pruning
     except ImportError:
         return None
+    whole = subject.model
+    if "Taylor" in kind:
+        for batch, classes in zip(data, subject.training[1].split(len(data[0])), strict=False):
+            nn.functional.cross_entropy(whole(batch), classes[: len(batch)]).backward()
     low, high, best = 0.0, 0.95, None
     for _ in range(10):
-        ratio, smaller = 0.5 * (low + high), copy.deepcopy(model)
+        ratio, smaller = 0.5 * (low + high), copy.deepcopy(whole)
         pruner = pruning.pruner.BasePruner(
             smaller, data[0][:1], importance=getattr(pruning.importance, kind)(), global_pruning=True,
-            pruning_ratio=ratio, ignored_layers=[smaller.linear],
+            pruning_ratio=ratio, ignored_layers=[smaller.get_submodule(subject.head)],
         )  # fmt: skip
-        if "Taylor" in kind:
-            for batch, batch_classes in zip(data, labels.split(len(data[0])), strict=True):
-                nn.functional.cross_entropy(smaller(batch), batch_classes).backward()
+        for parameter, own in zip(whole.parameters(), smaller.parameters(), strict=True):
+            own.grad = parameter.grad
         pruner.step()
         smaller.zero_grad(set_to_none=True)
         fits = count(smaller, data[:1], None).macs <= limit
@@ -129,6 +178,7 @@ def torch_pruned(model: nn.Module, data: list[Tensor], labels: Tensor, kind: str
             high, best = ratio, smaller
         else:
             low = ratio
+    whole.zero_grad(set_to_none=True)
     return best
 
 
@@ -136,12 +186,15 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with the weights and images")
     parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
-    parser.add_argument("--depth", type=int, choices=(20, 56), default=56, help="of the network")
+    parser.add_argument("--network", choices=SUBJECTS, default="resnet")
+    parser.add_argument("--depth", type=int, choices=(20, 56), default=56, help="of the ResNet")
     parser.add_argument("--shares", type=float, nargs="+", default=(0.7, 0.5), help="of the macs that may stay")
     parser.add_argument("--calibration", type=int, default=256, help="training images")
     parser.add_argument("--keep", type=float, nargs="+", default=(0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125))
     parser.add_argument("--test", type=int, default=2500, help="test images")
-    parser.add_argument("--steps", type=int, default=50, help="of fine-tuning, 128 images each; 0 for none")
+    parser.add_argument(
+        "--steps", type=int, default=50, help="of fine-tuning, 128 images each (EfficientNet: 16); 0 for none"
+    )
     parser.add_argument("--time-limit", type=float, default=20, help="seconds for each solve")
     return parser.parse_args()
 
@@ -150,12 +203,10 @@ class Study:
     """The network, its coupled sets, and the data for making and judging removals."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        folder = cifar.data_folder(arguments)
-        self.arguments, self.out = arguments, Path(arguments.out)
-        self.model, self.name = cifar.resnet(arguments.depth, folder), f"channels_resnet{arguments.depth}"
-        self.training, self.classes = cifar.images(folder, "cifar10_train4k_lossless")
-        self.data = cifar.batched(self.training[: arguments.calibration], 64)
-        self.inputs, self.labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
+        self.arguments, self.out, self.subject = arguments, Path(arguments.out), SUBJECTS[arguments.network](arguments)
+        self.model, self.name = self.subject.model, self.subject.name
+        self.data = cifar.batched(self.subject.training[0][: arguments.calibration], 64)
+        self.inputs, self.labels = self.subject.tests
         self.reference = cifar.logits(self.model, self.inputs)
         self.sets = find_sets(self.model, self.data[:1]).sets
         self.uses = uses_of(self.model, self.sets, count(self.model, self.data[:1], None))
@@ -181,8 +232,7 @@ class Study:
                 qcompress.fit_in_turn_(smaller, self.model, self.data) if OURS[choice][1] else smaller
             ), solution.gap
         if choice in THEIRS:
-            labels = self.classes[: self.arguments.calibration]
-            return torch_pruned(self.model, self.data, labels, THEIRS[choice], limit), None
+            return torch_pruned(self.subject, self.data, THEIRS[choice], limit), None
         if choice == UNIFORM:
             ranking = uniform_l1(self.model, self.sets)
         else:
@@ -206,7 +256,7 @@ class Study:
             "renormed": self.accuracy(renormed),
         }
         if steps := self.arguments.steps:
-            batches = cifar.batched(self.training)
+            batches = cifar.batched(self.subject.training[0], self.subject.batch)
             start = renormed if row["renormed"] > row["accuracy"] else smaller
             tuned = qcompress.finetune(start, batches[:-4], steps, teacher=self.model, validation=batches[-4:])
             row["tuned"] = self.accuracy(tuned)

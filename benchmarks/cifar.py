@@ -80,8 +80,8 @@ def batched(inputs: Tensor, size: int = 128) -> list[Tensor]:
 
 @torch.no_grad()
 def logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs for all images."""
-    return torch.cat([model(batch) for batch in inputs.split(512)])
+    """Outputs for all images, in batches of 512 or of as many values."""
+    return torch.cat([model(batch) for batch in inputs.split(max(1, 512 * 3072 // inputs[0].numel()))])
 
 
 def accuracy(output: Tensor, labels: Tensor) -> float:

@@ -96,3 +96,11 @@ def pictures(folder: Path, start: int, stop: int) -> Tensor:
     files = [data[offsets[index] : offsets[index + 1]] for index in range(start, stop)]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")) for encoded in files])
     return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
+
+
+def shuffled(folder: Path) -> tuple[Tensor, Tensor]:
+    """All images, as `pictures` gives them, and their classes, in a random order."""
+    with np.load(folder / "imagenet_sample1000_jpeg224.npz", allow_pickle=False) as file:
+        classes = torch.from_numpy(file["labels"])
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(classes)))
+    return pictures(folder, 0, len(classes))[order], classes[order]

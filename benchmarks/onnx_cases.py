@@ -114,10 +114,7 @@ def minilm(words: argparse.Namespace) -> Case:
 
 def efficientnet_lite0(words: argparse.Namespace) -> Case:
     """The network of ImageNet and its pictures."""
-    folder = cifar.data_folder(words)
-    with np.load(folder / "imagenet_sample1000_jpeg224.npz", allow_pickle=False) as held:
-        order, classes = np.random.default_rng(0).permutation(len(held["labels"])), held["labels"]
-    inputs, labels = efficientnet.pictures(folder, 0, len(order))[order], torch.from_numpy(classes[order])
+    inputs, labels = efficientnet.shuffled(cifar.data_folder(words))
     model = efficientnet.trained()
     return Case(
         model=qcompress.fold_batch_norms(model, inputs[:2]), calibration=cifar.batched(inputs[:64], 8),

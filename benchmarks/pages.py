@@ -297,7 +297,9 @@ VIEWS = {
         }
     ),
     "channels_resnet20": View(columns=CHANNELS),
-    "channels_resnet56": View(columns={**CHANNELS, "fine-tuned": "{tuned:.1f}"}),
+    **dict.fromkeys(
+        ("channels_resnet56", "channels_efficientnet"), View(columns={**CHANNELS, "fine-tuned": "{tuned:.1f}"})
+    ),
     "jointly_resnet20": View(
         columns={
             "macs allowed": "{macs_share:g}",
