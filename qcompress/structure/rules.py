@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from qcompress.structure import products
-from qcompress.structure.tracing import Rule, TracedTensor, Tracer, aten, distinct
+from qcompress.structure.tracing import Rule, TracedTensor, Tracer, aten, distinct, split_dims
 
 Args = Sequence[Any]
 
@@ -171,29 +171,6 @@ def view(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
     if labels is not None:
         for dims in split_dims(args[0].shape, output.shape):
             tracer.splits.append((labels, dims))
-
-
-def split_dims(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, ...]]:
-    """Dimensions of ``after`` that result from splitting fewer dimensions of ``before``.
-
-    >>> split_dims((2, 12), (2, 3, 4)), split_dims((6, 4), (2, 3, 4)), split_dims((2, 3, 4), (2, 12))
-    ([(1, 2)], [(0, 1)], [])
-    """
-    pieces, i, j = [], 0, 0
-    while i < len(before) and j < len(after):
-        first, start, old, new = j, i, before[i], after[j]
-        while old != new:
-            if old < new:
-                i += 1
-                old *= before[i]
-            else:
-                j += 1
-                new *= after[j]
-        dims = tuple(dim for dim in range(first, j + 1) if after[dim] > 1)
-        if len(dims) > 1 and sum(size > 1 for size in before[start : i + 1]) < len(dims):
-            pieces.append(dims)
-        i, j = i + 1, j + 1
-    return pieces
 
 
 def piece(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:

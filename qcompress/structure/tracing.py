@@ -166,3 +166,26 @@ def compacted(labels: Tensor, *, whole: int | None = None) -> Nodes:
 def distinct(labels: Tensor) -> Nodes:
     """Return the distinct nodes in ``labels``."""
     return np.unique(compacted(labels))
+
+
+def split_dims(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, ...]]:
+    """Dimensions of ``after`` that result from splitting fewer dimensions of ``before``.
+
+    >>> split_dims((2, 12), (2, 3, 4)), split_dims((6, 4), (2, 3, 4)), split_dims((2, 3, 4), (2, 12))
+    ([(1, 2)], [(0, 1)], [])
+    """
+    pieces, i, j = [], 0, 0
+    while i < len(before) and j < len(after):
+        first, start, old, new = j, i, before[i], after[j]
+        while old != new:
+            if old < new:
+                i += 1
+                old *= before[i]
+            else:
+                j += 1
+                new *= after[j]
+        dims = tuple(dim for dim in range(first, j + 1) if after[dim] > 1)
+        if len(dims) > 1 and sum(size > 1 for size in before[start : i + 1]) < len(dims):
+            pieces.append(dims)
+        i, j = i + 1, j + 1
+    return pieces
