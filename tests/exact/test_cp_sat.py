@@ -13,6 +13,7 @@ from formulations import Problem
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions.restriction import restrict
 from solvers import InvalidOptionError, Status, StopReason, UnsupportedProblemError, run
+from solvers.base import Search
 from solvers.testing import optimum
 
 pytest.importorskip("ortools")
@@ -41,7 +42,7 @@ def test_a_choice_costs_in_whole_numbers_what_it_costs_up_to_the_stated_error(se
     judged = problem.evaluate(choice)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cp_sat, "OBJECTIVE_BITS", bits)
-        program = cp_sat._Program(problem, None)
+        program = cp_sat._Program(problem, None, Search(problem, solver="cp-sat"))
         found = whole_objective(program, choice)
     if judged.feasible:  # rounding never excludes it
         assert found is not None

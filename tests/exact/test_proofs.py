@@ -82,7 +82,7 @@ def test_cp_sat_proves_nothing_before_its_search_has_begun():
 
     problem = frustrated(60)
     known = solve(problem, "anneal", seed=0, time_limit=1.0).objective
-    program = _Program(problem, None)
+    program = _Program(problem, None, Search(problem, solver="cp-sat"))
     heard = list(program.solved(Search(problem, solver="cp-sat", time_limit=0.05), 0, 1))
     assert heard[-1] == ("status", "UNKNOWN")
     assert all(program.bound(value) <= known for kind, value in heard if kind == "bound")
