@@ -106,9 +106,11 @@ def _follow_heads(model: nn.Module, before: Mapping[str, Mapping[str, int]]) -> 
     after = _widths(model)
     for path, widths in before.items():
         ratios = {Fraction(after.get(path, {}).get(name, width), width) for name, width in widths.items()}
-        module = model.get_submodule(path) if path in after else None
-        for attribute in SIZES if module is not None and len(ratios) == 1 else ():
-            size = getattr(module, attribute, None)
+        if path not in after or len(ratios) > 1 or ratios == {1}:
+            continue
+        module = model.get_submodule(path)
+        for attribute in SIZES:
+            size = vars(module).get(attribute)  # a property follows by itself
             if type(size) is int and (smaller := size * min(ratios)).denominator == 1:
                 setattr(module, attribute, int(smaller))
 

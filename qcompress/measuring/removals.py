@@ -166,8 +166,9 @@ def _orders(
             if scores == "obs" and felt is not None:
                 order = elimination_order(model, item, moments, felt.outputs)
             if order is None:
-                known = scores != "l1" and felt is not None and felt.fisher[item.name].any()
-                values = felt.fisher[item.name] if known and felt is not None else by_weight(model, item)
+                values = by_weight(model, item) if scores == "l1" or felt is None else felt.fisher[item.name]
+                if not values.any():  # no layer of a known kind reads the set
+                    values = by_weight(model, item)
                 order = np.argsort(values, kind="stable").tolist()
             orders[item.name][scores] = order
     return orders

@@ -54,20 +54,20 @@ def trace(model: nn.Module, batch: Any, forward: forwards.Forward | None = None)
         elif unseen and item.name.startswith(unseen):
             tracer.block(item.tensor, "in a plain list or dict, where PyTorch does not see it")
     roots, reasons = settle(tracer)
-    inputs_first = {
+    outputs_second = {
         f"{path}.weight".lstrip(".") for path, module in model.named_modules() if layers.makes_second_dimension(module)
     }
-    return _grouped(tracer, roots, reasons, inputs_first)
+    return _grouped(tracer, roots, reasons, outputs_second)
 
 
-def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str], inputs_first: set[str]) -> Structure:
+def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str], outputs_second: set[str]) -> Structure:
     """Group units along the same dimensions, and collect the layers whose channels stay.
 
     Args:
         tracer: what was seen.
         roots: root of every node.
         reasons: reasons of blocked roots.
-        inputs_first: weights whose outputs are along dimension 1.
+        outputs_second: weights whose outputs are along dimension 1.
     """
     nodes = tracer.nodes
     members: dict[int, dict[tuple[str, int], list[int]]] = {}
@@ -75,7 +75,7 @@ def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str], inputs_first
     for (name, dim), start in nodes.starts.items():
         dim_roots = roots[start : start + nodes.sizes[name, dim]].tolist()
         if (
-            dim == (name in inputs_first)
+            dim == (name in outputs_second)
             and name.endswith("weight")
             and dim_roots[0] in reasons
             and nodes.sizes[name, dim] > 1

@@ -244,3 +244,22 @@ def test_a_language_model_without_attention_is_warned_of() -> None:
     )
     assert any("all 2 attention layers on offer are left out" in text for text in without.report.warnings)
     assert not any("left out" in text for text in within.report.warnings)
+
+
+def test_a_size_that_is_a_property_is_left_alone() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.other = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        @property
+        def num_heads(self) -> int:
+            return self.q.out_features // 2
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.other(self.q(x).relu())
+
+    torch.manual_seed(0)
+    model = Attention().eval()
+    sets = find_sets(model, [torch.randn(4, 6)]).sets
+    assert remove_(model, sets, {"q": [0, 1]}).num_heads == 3
