@@ -14,6 +14,15 @@ def number(value: float | None, digits: int = 6) -> str:
     return "–" if value is None else f"{value:,.{digits}g}"
 
 
+def with_error(value: float, error: float | None, digits: int = 4) -> str:
+    """Format a number with its standard error, if that is known.
+
+    >>> with_error(0.123456, 0.0123), with_error(0.123456, None)
+    ('0.1235 ± 0.012', '0.1235')
+    """
+    return f"{value:.{digits}g}" + ("" if error is None else f" ± {error:.2g}")
+
+
 def limit(value: float) -> str:
     """Format a limit that may be asked for as it is printed: whole numbers are written in full.
 

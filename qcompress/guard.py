@@ -16,7 +16,7 @@ All tried choices are within the budgets. The guard returns the candidate with t
 What it decides is the way of choosing: `compress` then repeats the winning way with the held-out samples as well.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
-from qcompress.measuring.true_loss import TrueLoss
+from qcompress.measuring.true_loss import TrueLoss, standard_error
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.losses import Loss, LossFunction
@@ -67,11 +67,31 @@ class Seen:
         mean: mean per sample.
         each: loss of every sample and position.
         softened: the same at softened outputs, or None.
+        error: standard error of ``mean``, or None (see `standard_error`).
     """
 
     mean: float
     each: NDArray[np.float64]
     softened: NDArray[np.float64] | None = None
+    error: float | None = None
+
+    @classmethod
+    def of(
+        cls, batches: Sequence[NDArray[np.float64]], softened: Sequence[NDArray[np.float64]] | None = None
+    ) -> "Seen":
+        """Return the losses from ``(samples, positions)`` for every batch, also at softened outputs if given."""
+        samples = np.concatenate([batch.mean(axis=1) for batch in batches])
+        return cls(
+            mean=float(samples.mean()),
+            each=np.concatenate([batch.ravel() for batch in batches]),
+            softened=None if softened is None else np.concatenate([batch.ravel() for batch in softened]),
+            error=standard_error(samples),
+        )
+
+    @classmethod
+    def failed(cls) -> "Seen":
+        """Return the losses of a choice whose outputs are not finite."""
+        return cls(mean=float("inf"), each=np.zeros(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,11 +102,13 @@ class Guarded:
         best: the candidate with the least loss.
         candidates: all candidates, in the order in which they were tried.
         undecided: choices with a lower loss than the reference, but by no more than chance.
+        error: standard error of the best candidate's loss, or None (see `standard_error`).
     """
 
     best: Proposal
     candidates: tuple[Candidate, ...]
     undecided: tuple[Candidate, ...] = ()
+    error: float | None = None
 
     @property
     def won(self) -> Candidate:
@@ -99,7 +121,7 @@ class Guarded:
             name: [candidate._asdict() for candidate in group]
             for name, group in (("candidates", self.candidates), ("undecided", self.undecided))
         }
-        FILE_KIND.write_json(path, {"best": self.best.to_json(), **tried})
+        FILE_KIND.write_json(path, {"best": self.best.to_json(), **tried, "error": self.error})
 
     @classmethod
     def load(cls, path: AnyPath) -> "Guarded":
@@ -114,6 +136,7 @@ class Guarded:
                 best=Proposal.from_json(value["best"]),
                 candidates=tuple(Candidate(**candidate) for candidate in value["candidates"]),
                 undecided=tuple(Candidate(**candidate) for candidate in value["undecided"]),
+                error=value.get("error"),
             )
 
 
@@ -156,10 +179,12 @@ def guard(
         judged = problem.evaluate(proposal.choice)
         return Candidate(proposal.name, judged.objective, seen(proposal).mean, judged.usage)
 
+    best = min(groups[True], key=lambda candidate: seen(candidate).mean)
     return Guarded(
-        best=min(groups[True], key=lambda candidate: seen(candidate).mean),
+        best=best,
         candidates=tuple(map(figures, groups[True])),
         undecided=tuple(map(figures, groups[False])),
+        error=seen(best).error,
     )
 
 
@@ -245,13 +270,8 @@ def kept_loss(
                 measurement.parts, (own[option] for own, option in zip(options, choice, strict=True)), strict=True
             )
             with nullcontext() if rounding is None else rounding(true_loss.emulation.model, chosen):
-                batches, *softened = true_loss.by_position_of(choice, losses)
+                return Seen.of(*true_loss.by_position_of(choice, losses))
         except ModelError:  # a choice may make the outputs non-finite
-            return Seen(mean=float("inf"), each=np.zeros(0))
-        return Seen(
-            mean=float(np.concatenate([batch.mean(axis=1) for batch in batches]).mean()),
-            each=np.concatenate([batch.ravel() for batch in batches]),
-            softened=np.concatenate([batch.ravel() for batch in softened[0]]) if softened else None,
-        )
+            return Seen.failed()
 
     return seen

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from qcompress.guard import Seen
@@ -53,7 +51,8 @@ class OpenedKeptLoss:
             losses = losses_of(
                 self._model, self._measurement, new, self._kept, self._data, loss=self._loss, forward=self._forward
             )
-            self._seen |= dict(zip(new, map(_as_seen, losses), strict=True))
+            seen = (Seen.failed() if own is None else Seen.of(own) for own in losses)
+            self._seen |= dict(zip(new, seen, strict=True))
         return self._seen[choice]
 
     def _transforms(self, proposal: Proposal) -> Choice:
@@ -63,12 +62,3 @@ class OpenedKeptLoss:
                 zip(self._measurement.transforms, proposal.choice.tolist(), strict=False)
             )
         )
-
-
-def _as_seen(by_position: list[NDArray[np.float64]] | None) -> Seen:
-    if by_position is None:
-        return Seen(mean=float("inf"), each=np.zeros(0))
-    return Seen(
-        mean=float(np.concatenate([losses.mean(axis=1) for losses in by_position]).mean()),
-        each=np.concatenate([losses.ravel() for losses in by_position]),
-    )

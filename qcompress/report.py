@@ -7,7 +7,7 @@ from typing import Any
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from formulations.formatting import amount, markdown_table, plural
+from formulations.formatting import amount, markdown_table, plural, with_error
 from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, LATENCY
 from qcompress.guard import Candidate
 from solvers.search import PROOF_TOLERANCE
@@ -43,6 +43,8 @@ class Report:
             describe the network.
         loss_validation: true loss of the compressed model on the held-out samples, after any fine-tuning, or None if
             there are none. If ``refitted``, it is the loss of the candidate ``chosen`` before, which had not seen them.
+        loss_validation_error: standard error of ``loss_validation``, by which samples happened to be held out; None
+            without such samples. Losses are heavy-tailed, so the error of few samples is itself uncertain.
         refitted: whether the result was made from all the data in the end: codes and factors fitted again, or the
             choice made again. No samples then remain that it has not seen.
         parts_moved: number of parts whose option changed when the way of choosing that won on the held-out samples was
@@ -103,6 +105,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     skipped_bytes: dict[str, int] = field(default_factory=dict)
     loss_predicted_error: float | None = None
+    loss_validation_error: float | None = None
     metric_name: str = "metric"
 
     @property
@@ -164,7 +167,9 @@ class Report:
         ]
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
         earlier = " (before the final choice and fit, which use them too)" if self.refitted else ""
-        aside = "" if self.loss_validation is None else f"on held-out samples {self.loss_validation:.6g}{earlier}, "
+        held_out = self.loss_validation
+        seen = "" if held_out is None else with_error(held_out, self.loss_validation_error, 6)
+        aside = "" if held_out is None else f"on held-out samples {seen}{earlier}, "
         error = self.loss_predicted_error
         spread = "" if error is None else f" (standard error of sampling the data, and of nothing else: {error:.2g})"
         lines += [
@@ -202,9 +207,8 @@ class Report:
         """Table of the parts and their options."""
         rows = []
         for part in self.parts:
-            spread = "" if part.loss_alone_error is None else f" ± {part.loss_alone_error:.2g}"
             sizes = f"{part.bytes_before:,.0f}", f"{part.bytes_after:,.0f}"
-            rows.append([part.name, part.option, *sizes, f"{part.loss_alone:.3g}{spread}"])
+            rows.append([part.name, part.option, *sizes, with_error(part.loss_alone, part.loss_alone_error, 3)])
         return markdown_table(("part", "choice", ">bytes before", ">after", ">loss alone"), rows)
 
     def _minimizing(self) -> list[str]:

@@ -1,6 +1,7 @@
 """`compress` keeps samples aside before anything is fitted, takes what loses least there, and says what it saw."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ def batches(first: int = 0, count: int = 2) -> list[Tensor]:
     return [torch.randn(16, 2, 5, 5, generator=generator) for generator in generators]
 
 
+def error_of_mean(model: nn.Module, changed: nn.Module, data: Iterable[Tensor]) -> float:
+    """Standard error of the mean KL, from the loss of every sample by itself."""
+    losses = [mean_loss(model, changed, [sample[None]]) for batch in data for sample in batch]
+    return float(np.std(losses, ddof=1) / len(losses) ** 0.5)
+
+
 def test_nothing_is_measured_on_the_samples_kept_aside_and_the_report_is_of_them() -> None:
     model, data = seeded(Residual), batches()
     result = compress(model, data, **QUICK)
@@ -50,6 +57,8 @@ def test_nothing_is_measured_on_the_samples_kept_aside_and_the_report_is_of_them
     np.testing.assert_array_equal(result.measurement.cost, expected.cost)
     report = result.report
     assert report.loss_validation == pytest.approx(mean_loss(model, result.model, split.kept), rel=1e-6)
+    assert report.loss_validation_error == pytest.approx(error_of_mean(model, result.model, split.kept), rel=1e-5)
+    assert f"{report.loss_validation:.6g} ± {report.loss_validation_error:.2g}" in report.to_markdown()
     assert report.loss_measured == pytest.approx(mean_loss(model, result.model, data), rel=1e-6)
     losses = {own.name: own.loss_validation for own in report.candidates}
     assert not report.refitted
@@ -134,7 +143,7 @@ def test_the_report_says_of_what_the_proof_is_and_lists_what_was_tried(tmp_path:
 def test_data_that_cannot_be_split_is_told() -> None:
     few = compress(seeded(Residual), [batches()[0][:3]], **QUICK).report
     assert few.candidates == ()
-    assert few.loss_validation is None
+    assert few.loss_validation is few.loss_validation_error is None
     assert "no samples were held out: 3 samples are too few" in few.warnings[0]
     model, data = seeded(Residual), batches()
     measurement = measure(model, data, BITS)
@@ -272,6 +281,7 @@ def test_after_the_choice_codes_and_factors_are_fitted_to_all_the_data(settings:
     assert not same_weights(result.model, before)
     assert report.refitted
     assert report.loss_validation == pytest.approx(mean_loss(model, before, split.kept), rel=1e-5)
+    assert report.loss_validation_error == pytest.approx(error_of_mean(model, before, split.kept), rel=1e-4)
     assert report.loss_validation != pytest.approx(mean_loss(model, result.model, split.kept), rel=1e-3)
     assert report.loss_measured == pytest.approx(mean_loss(model, result.model, data), rel=1e-6)
     assert report.usage == result.solution.usage

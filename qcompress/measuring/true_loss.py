@@ -1,6 +1,6 @@
 """The true loss of a changed model, or of any choice, by running it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,50 @@ def mean_loss(
     Raises:
         DataError: there is no sample, or the original does not accept a batch.
     """
+    return float(sample_losses(original, changed, data, loss=loss, forward=forward).mean())
+
+
+def sample_losses(
+    original: nn.Module,
+    changed: nn.Module,
+    data: Iterable[Any],
+    *,
+    loss: str | LossFunction | Loss = "kl",
+    forward: forwards.Forward | None = None,
+) -> NDArray[np.float64]:
+    """``(samples,)`` true loss increases, whose mean is `mean_loss`; arguments and errors are the same."""
     run, measured = steady(forward), as_loss(loss)
     if opened_of(original) is not None and opened_of(changed) is not None:
         with swept_outputs(original, data, run) as before, swept_outputs(changed, data, run) as after:
             rises = [measured.rise(new, old, batch) for (batch, old), (_, new) in zip(before, after, strict=True)]
-        return float(torch.cat(rises).mean())
-    with forwards.evaluating(original), torch.no_grad():
-        return _mean_rise(changed, ((inputs, _output(original, inputs, run)) for inputs in data), measured, run)
+    else:
+        rises = list(_rises(original, changed, data, measured, run))
+    if not any(map(len, rises)):
+        raise DataError(
+            "the data holds no sample to compute the loss on: it is empty, or an iterator that is already exhausted"
+        )
+    return torch.cat(rises).double().cpu().numpy()
+
+
+def standard_error(losses: NDArray[np.float64]) -> float | None:
+    """Standard error of the mean of ``(samples,)`` losses; None for fewer than two, or if they are not all finite.
+
+    >>> standard_error(np.array([1.0, 3.0]))
+    1.0
+    """
+    if len(losses) < 2 or not np.isfinite(losses).all():
+        return None
+    return float(losses.std(ddof=1) / len(losses) ** 0.5)
+
+
+def _rises(
+    original: nn.Module, changed: nn.Module, data: Iterable[Any], loss: Loss, run: forwards.Forward
+) -> Iterator[Tensor]:
+    """Yield the increases in every batch."""
+    with forwards.evaluating(original), forwards.evaluating(changed), torch.no_grad():
+        for batch in data:
+            reference = _output(original, batch, run)
+            yield loss.rise(forwards.run(changed, batch, run), reference, batch)
 
 
 def _output(original: nn.Module, batch: Any, run: forwards.Forward) -> Tensor:
@@ -116,19 +153,3 @@ class TrueLoss:
                 for choice_rises, loss in zip(rises, losses, strict=True):
                     choice_rises.append(loss.rise_by_position(output, reference, batch).cpu().numpy())
         return rises
-
-
-def _mean_rise(
-    changed: nn.Module, pairs: Iterable[tuple[Any, Tensor]], loss: Loss, forward: forwards.Forward | None
-) -> float:
-    """Mean over the samples of batches that are paired with the original's outputs."""
-    total, count = 0.0, 0
-    with forwards.evaluating(changed), torch.no_grad():
-        for batch, reference in pairs:
-            rise = loss.rise(forwards.run(changed, batch, forward), reference, batch)
-            total, count = total + float(rise.sum()), count + len(rise)
-    if count == 0:
-        raise DataError(
-            "the data holds no sample to compute the loss on: it is empty, or an iterator that is already exhausted"
-        )
-    return total / count

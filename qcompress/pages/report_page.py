@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from formulations.files import AnyPath, replacing
-from formulations.formatting import amount, number
+from formulations.formatting import amount, number, with_error
 from qcompress.agreement import Agreement
 from qcompress.errors import MissingError
 from qcompress.pages import figures
@@ -151,10 +151,12 @@ def _plotly() -> str:
 
 def _tiles(report: Report) -> str:
     used, original = report.usage["bytes"], report.original["bytes"]
+    seen = report.loss_validation
+    held_out = "–" if seen is None else with_error(seen, report.loss_validation_error)
     tiles = [
         (f"{original / used:.2f} ×" if used else "–", f"smaller: {used:,.0f} of {original:,.0f} bytes"),
         (f"{report.loss_predicted:.4g}", f"loss predicted ({report.loss})"),
-        (number(report.loss_validation, 4), "loss on held-out samples"),
+        (held_out, "loss on held-out samples"),
         (number(report.loss_measured, 4), "loss on the calibration data"),
         ("–" if report.gap is None else f"{100 * report.gap:.3g} %", f"gap of the prediction: {report.status}"),
     ]

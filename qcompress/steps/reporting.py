@@ -23,7 +23,7 @@ from qcompress.compressed.record import record_of
 from qcompress.formulation import prediction_error
 from qcompress.guard import Guarded
 from qcompress.measurement import Measurement, has_choice
-from qcompress.measuring.true_loss import mean_loss
+from qcompress.measuring.true_loss import sample_losses, standard_error
 from qcompress.model import forward as forwards
 from qcompress.model.losses import as_loss
 from qcompress.model.opened import opened_of
@@ -97,6 +97,7 @@ class _Checked:
 
     measured: float
     validation: float | None
+    validation_error: float | None
     finetuned: float | None
     metric_before: float | None
     metric_after: float | None
@@ -117,6 +118,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         loss_predicted_error=prediction_error(measurement, problem, solution.choice),
         loss_measured=checked.measured,
         loss_validation=checked.validation,
+        loss_validation_error=checked.validation_error,
         loss_finetuned=checked.finetuned,
         latency_measured_s=outcome.latency_measured_s,
         refitted=outcome.refitted,
@@ -174,20 +176,23 @@ def _checked(request: Request, outcome: Outcome) -> _Checked:
     """
     calibration, evaluate, kept = request.calibration, request.evaluate, list(request.kept)
 
-    def loss_of(model: nn.Module, data: Iterable[Any]) -> float:
+    def losses_of(model: nn.Module, data: Iterable[Any]) -> NDArray[np.float64]:
         with rounding_of(request, model):
-            return mean_loss(calibration.goal, model, data, loss=calibration.loss, forward=calibration.forward)
+            return sample_losses(calibration.goal, model, data, loss=calibration.loss, forward=calibration.forward)
 
+    validation: tuple[float | None, float | None] = None, None
     if outcome.refitted and outcome.guarded is not None:
-        validation: float | None = outcome.guarded.won.loss_validation
-    else:
-        validation = loss_of(outcome.smaller, kept) if kept else None
+        validation = outcome.guarded.won.loss_validation, outcome.guarded.error
+    elif kept:
+        losses = losses_of(outcome.smaller, kept)
+        validation = float(losses.mean()), standard_error(losses)
     with rounding_of(request, outcome.smaller):
         metric_after = None if evaluate is None else _metric(evaluate, outcome.smaller)
     return _Checked(
-        measured=loss_of(outcome.chosen, request.data),
-        validation=validation,
-        finetuned=loss_of(outcome.smaller, request.data) if outcome.tuned else None,
+        measured=float(losses_of(outcome.chosen, request.data).mean()),
+        validation=validation[0],
+        validation_error=validation[1],
+        finetuned=float(losses_of(outcome.smaller, request.data).mean()) if outcome.tuned else None,
         metric_before=None if evaluate is None else _metric(evaluate, calibration.goal),
         metric_after=metric_after,
         doubt=_doubt(request, kept),

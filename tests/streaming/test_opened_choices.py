@@ -214,6 +214,7 @@ def test_compress_gives_the_choice_and_the_bytes_of_the_model_in_memory(
     assert result.verification is not None
     assert result.verification.ok
     np.testing.assert_allclose(result.report.loss_validation, expected.report.loss_validation, rtol=1e-4)
+    np.testing.assert_allclose(result.report.loss_validation_error, expected.report.loss_validation_error, rtol=1e-3)
     found, wanted = ([own.loss_validation for own in each.report.candidates] for each in (result, expected))
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
