@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def cases(words: argparse.Namespace) -> Iterator[Case]:
         pixels, _ = images(words.data, "cifar10_train4k_lossless", 0, 256)
         for depth in (20, 56):
             yield Case(
-                name=f"ResNet-{depth}", make=lambda depth=depth: resnet(depth, words.data),
+                name=f"ResNet-{depth}", make=partial(resnet, depth, words.data),
                 data=list(pixels.split(64)), families=FAMILIES, settings={},
             )  # fmt: skip
         yield minilm(words.data)
@@ -72,7 +73,7 @@ def cases(words: argparse.Namespace) -> Iterator[Case]:
         for dtype in (torch.float32, torch.bfloat16):
             yield Case(
                 name=f"SmolLM2, {str(dtype).removeprefix('torch.')}",
-                make=lambda dtype=dtype: loaded(words.model, dtype),
+                make=partial(loaded, words.model, dtype),
                 data=windows, families=GROUP_WISE, settings={"method": "sampled"},
             )  # fmt: skip
     small = random_words(8192, 8, 128)

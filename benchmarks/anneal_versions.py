@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.clock import processor_time
+from benchmarks.found import found
 from benchmarks.tables import markdown, write_results
 from formulations import Problem
 from formulations.generators.random_instances import layered_problem
@@ -94,8 +95,9 @@ def main() -> None:
             for version, solver in VERSIONS.items():
                 with processor_time(CORES) if arguments.processor_time else contextlib.nullcontext():
                     solution = solve(problem, solver, seed=seed, time_limit=arguments.time_limit)
-                objectives[version].append(problem.evaluate(solution.choice).objective)
-        rows += compared(name, objectives, known.objective, known.bound)
+                objectives[version].append(problem.evaluate(found(solution).choice).objective)
+        assert known.bound is not None
+        rows += compared(name, objectives, found(known).objective, known.bound)
         print(markdown(rows[-len(VERSIONS) :], COLUMNS), flush=True)
     write_results(arguments.out, "anneal_versions", rows, markdown(rows, COLUMNS))
 

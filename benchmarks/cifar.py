@@ -44,12 +44,14 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         widths = (16, 16, 32, 64)
+        stages = []
         for stage in (1, 2, 3):
             blocks = [
                 Block(widths[stage - 1] if i == 0 else widths[stage], widths[stage], 2 if i == 0 and stage > 1 else 1)
                 for i in range(n)
             ]
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.found import found
 from benchmarks.tables import Rows
 from formulations import Problem
 from qcompress import Measurement, Options, Refined
@@ -137,8 +138,8 @@ def solved(problem: Problem, keep: list[list[int]], time_limit: float, starts: l
     best = min(inside, key=lambda choice: problem.evaluate(choice).objective, default=None)
     initial = None if best is None else [numbers.index(int(i)) for numbers, i in zip(keep, best, strict=True)]
     small_solution = solve(small, time_limit=time_limit, seed=0, initial=initial)
-    assert small_solution.choice is not None
-    solution = judge(problem, np.array([numbers[i] for numbers, i in zip(keep, small_solution.choice, strict=True)]))
+    chosen = found(small_solution).choice
+    solution = judge(problem, np.array([numbers[i] for numbers, i in zip(keep, chosen, strict=True)]))
     assert solution.feasible
     return replace(solution, bound=small_solution.bound, gap=small_solution.gap)
 
@@ -171,21 +172,23 @@ def solve_families(
         if before := rows.of(**setting, choice=name):
             solution = judge(problem, choice_of(problem, before[0]["options"])) if "options" in before[0] else None
         else:
-            starts = [solution.choice for solution in solutions.values()]
+            starts = [found(solution).choice for solution in solutions.values()]
             solution = solved(problem, kept(problem, measurement, family, only), time_limit, starts)
             rows.add({**setting, "choice": name} | ({} if solution is None else row_of(measurement, solution, worth)))
         if solution is None:
             continue
         if name == JOINT and solutions:
-            best = min(solutions, key=lambda family: solutions[family].objective)
-            print(
-                f"predicted loss: joint {solution.objective:.4g}, best family ({best}) {solutions[best].objective:.4g}"
-            )
-            assert solution.objective <= solutions[best].objective * (1 + 1e-9), (
-                "the joint choice is worse than a family"
-            )
+            best, joint = best_of(solutions), found(solution).objective
+            single = found(solutions[best]).objective
+            print(f"predicted loss: joint {joint:.4g}, best family ({best}) {single:.4g}")
+            assert joint <= single * (1 + 1e-9), "the joint choice is worse than a family"
         solutions[name] = solution
     return solutions
+
+
+def best_of(solutions: Mapping[str, Solution]) -> str:
+    """The name of the solution with the least predicted loss."""
+    return min(solutions, key=lambda name: found(solutions[name]).objective)
 
 
 def row_of(
@@ -197,7 +200,7 @@ def row_of(
         "predicted": solution.objective,
         "gap": solution.gap,
         **worth(solution),
-        "options": labels_of(measurement, solution.choice),
+        "options": labels_of(measurement, found(solution).choice),
     }
 
 
@@ -221,12 +224,11 @@ def refine_families(
         solutions: the solutions that `solve_families` returned.
         refine: `qcompress.refine` with the model and its data.
     """
-    best = min((name for name in solutions if name != JOINT), key=lambda name: solutions[name].objective, default=JOINT)
-    for name in dict.fromkeys((best, JOINT)):
+    apart = {name: solution for name, solution in solutions.items() if name != JOINT}
+    for name in dict.fromkeys((best_of(apart) if apart else JOINT, JOINT)):
         if name not in solutions or rows.of(**setting, choice=f"{name}, refined"):
             continue
-        keep, start = kept(problem, measurement, FAMILIES[name]), solutions[name].choice
-        assert start is not None
+        keep, start = kept(problem, measurement, FAMILIES[name]), found(solutions[name]).choice
         inside = np.array([numbers.index(int(i)) for numbers, i in zip(keep, start, strict=True)])
         begun = time.process_time()
         refined = refine(restricted(measurement, keep), subproblem(problem, keep), inside)

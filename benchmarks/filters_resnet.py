@@ -29,6 +29,7 @@ from dwave.samplers import SimulatedAnnealingSampler
 
 import qcompress
 from benchmarks import cifar
+from benchmarks.found import found
 from benchmarks.tables import markdown, write_results
 from formulations.generators.filters.counts import best_choice, filter_counts, fit_size
 from formulations.generators.filters.qubo import FilterBqm, FilterProblem, filter_bqm, filter_problem
@@ -90,13 +91,13 @@ def budget_of(network: FilterNetwork, average_bits: float) -> int:
 def sample(encoded: FilterBqm, stated: FilterProblem, seed: int, optimum: float) -> Solution:
     """Simulated annealing on the QUBO, read after read, until the optimum or the last read."""
     sampler, beta, trace = SimulatedAnnealingSampler(), beta_range(encoded.bqm), []
-    start, choice = time.perf_counter(), None
+    start, choice, least = time.perf_counter(), None, math.inf
     for read in range(READS):
         samples = sampler.sample(encoded.bqm, num_reads=1, num_sweeps=SWEEPS, beta_range=beta, seed=READS * seed + read)
-        if choice is None or samples.first.energy < trace[-1].objective:
-            choice = encoded.decode(samples.first.sample)
-            trace.append(TracePoint(time.perf_counter() - start, samples.first.energy, None))
-        if trace[-1].objective <= optimum:
+        if samples.first.energy < least:
+            choice, least = encoded.decode(samples.first.sample), samples.first.energy
+            trace.append(TracePoint(time.perf_counter() - start, least, None))
+        if least <= optimum:
             break
     assert choice is not None
     return replace(judge(stated.problem, stated.encode(choice), name="sa on the QUBO"), trace=tuple(trace))
@@ -160,11 +161,11 @@ def search(network: FilterNetwork, budget: int, seeds: int) -> tuple[list[dict[s
     for name, runs in kinds.items():
         runs_by_solver = [[in_cpu_seconds(run, seed) for seed in range(seeds)] for run in runs]
         rows.append(row_of(name, runs_by_solver, optimum))
-        choices[f"γ, {name}"] = stated.decode(runs_by_solver[-1][-1].choice)
+        choices[f"γ, {name}"] = stated.decode(found(runs_by_solver[-1][-1]).choice)
     for row in rows:
         row["variables"] = encoded.bqm.num_variables
     counts = filter_counts(network, budget)
-    choices["hard budget, exact"] = counts.decode(solve(counts.problem, "dp").choice)
+    choices["hard budget, exact"] = counts.decode(found(solve(counts.problem, "dp")).choice)
     return rows, choices
 
 

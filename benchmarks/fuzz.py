@@ -18,7 +18,7 @@ import argparse
 import functools
 import multiprocessing
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -78,7 +78,8 @@ class Tally:
     """Outcomes so far, by back end."""
 
     def __init__(self) -> None:
-        self.problems, self.failed, self.cut, self.seconds = (Counter[str]() for _ in range(4))
+        self.problems, self.failed, self.cut = (Counter[str]() for _ in range(3))
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.failures: list[str] = []
 
     def add(self, number: int, run: Run) -> None:

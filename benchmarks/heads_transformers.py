@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks import cifar
+from benchmarks.found import found
 from benchmarks.tables import Rows, markdown, write_results
 from formulations.files import read_json, write_json
 from qcompress.compressed.channels import cut_chosen_
@@ -258,7 +259,7 @@ class Study:
             solution = qcompress.solve(
                 qcompress.formulate(measurement, {"latency_s": limit}), time_limit=self.arguments.time_limit, seed=0
             )
-            transforms = [own[i] for own, i in zip(measurement.transforms, solution.choice, strict=False)]
+            transforms = [own[i] for own, i in zip(measurement.transforms, found(solution).choice, strict=False)]
             cut = own_copy(self.subject.model)
             cut_chosen_(cut, measurement, transforms)
             taken = self.share_of_time(cut)

@@ -167,7 +167,7 @@ def main() -> None:
         arguments.out / f"{name}_rows.json",
         {"time_limit": arguments.time_limit, "processor_time": arguments.processor_time},
     )
-    warm = layered_problem(6, degree=2)
+    warm: Problem | None = layered_problem(6, degree=2)
     for kind, seed, problem in listed:
         for solver in solvers:
             if not rows.of(kind=kind, seed=seed, solver=solver):

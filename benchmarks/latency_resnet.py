@@ -16,6 +16,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def timed(model: nn.Module, measurement: qcompress.Measurement, batch: Tensor) -
 
 def row(
     choice: str, solution: Solution, measurement: qcompress.Measurement, dense: nn.Module, batch: Tensor
-) -> tuple[dict[str, object], nn.Module]:
+) -> tuple[dict[str, Any], nn.Module]:
     """The row of a choice with its predicted and measured time, and its model."""
     smaller = qcompress.apply(dense, measurement, solution)
     return {
@@ -81,7 +82,7 @@ def row(
     }, smaller
 
 
-def wide_rows() -> list[dict[str, object]]:
+def wide_rows() -> list[dict[str, Any]]:
     """The same rank in all layers of a network with random weights, for every rank."""
     model, batch = Wide().eval(), torch.randn(WIDE_BATCH, WIDE)
     measurement = timed(
@@ -114,7 +115,7 @@ def main() -> None:
     reference, batch = cifar.logits(model, inputs), training[:128]
     options = qcompress.low_rank(ratios=RATIOS, kinds=("channels", "spatial", "tucker"), whitened=True)
     measurement = timed(model, qcompress.measure(model, cifar.batched(training), options), batch)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
 
     def best(**budget: float) -> Solution:
         return solve(qcompress.formulate(measurement, budget), time_limit=arguments.time_limit, seed=0)

@@ -13,10 +13,13 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import markdown, write_results
+from formulations import Problem
 from formulations.generators.random_instances import layered_problem
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -35,11 +38,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 
-PROBLEMS = {
-    "200 groups, dense factor of rank 8": {"num_groups": 200},
-    "1,000 groups, dense factor of rank 8": {"num_groups": 1000},
-    "1,000 groups, sparse pairs of degree 6": {"num_groups": 1000, "degree": 6},
-    "10,000 groups, sparse pairs of degree 6": {"num_groups": 10_000, "degree": 6},
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "200 groups, dense factor of rank 8": partial(layered_problem, 200),
+    "1,000 groups, dense factor of rank 8": partial(layered_problem, 1000),
+    "1,000 groups, sparse pairs of degree 6": partial(layered_problem, 1000, degree=6),
+    "10,000 groups, sparse pairs of degree 6": partial(layered_problem, 10_000, degree=6),
 }
 
 COLUMNS = {
@@ -58,10 +61,12 @@ def built(solver: str, problem_name: str) -> dict[str, Any]:
     import dwave.optimization  # noqa: F401
 
     from formulations.reductions.scaling import normal_form
+    from solvers.leap.hybrid import LeapSolver
     from solvers.registry import solver_class
 
-    problem = normal_form(layered_problem(**PROBLEMS[problem_name])).problem  # type: ignore[arg-type]
+    problem = normal_form(PROBLEMS[problem_name]()).problem
     back_end = solver_class(solver)
+    assert issubclass(back_end, LeapSolver)
     before = time.process_time()
     form = back_end.form_class().first(problem, None, back_end.option_defaults())
     with form.file() as file:

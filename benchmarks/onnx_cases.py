@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,9 @@ class Case:
     """
 
     model: nn.Module
-    calibration: list[Batch]
-    validation: list[Batch]
-    tests: list[Batch]
+    calibration: Sequence[Batch]
+    validation: Sequence[Batch]
+    tests: Sequence[Batch]
     quality: Callable[[list[Tensor]], float]
     timed: tuple[Batch, ...]
     times: tuple[float, ...]
@@ -145,7 +145,7 @@ def smollm2(words: argparse.Namespace) -> Case:
     """
     from transformers import AutoModelForCausalLM
 
-    from benchmarks.truth import sequences
+    from benchmarks.scoring import sequences
 
     model = AutoModelForCausalLM.from_pretrained(words.model, dtype=torch.float32).eval()
     windows = sequences(Path(words.model), Path(words.text), 32, 64)

@@ -113,9 +113,11 @@ def measured(case: Case, folder: Path) -> qcompress.Measurement:
 
 def uniform(legal: qcompress.Measurement, grouped: int | None, *fits: Callable[[Transform], bool]) -> list[int]:
     """Choose in every part the first option that fits best, or 8 bits for the weights alone, or the original."""
+    whole_or_grouped = (functools.partial(is_stored_in, 8, size) for size in (grouped, None))
+    in_order: list[Callable[[Transform], bool]] = [*fits, *whole_or_grouped]
 
     def place(options: Sequence[Transform]) -> int:
-        for wanted in (*fits, *(functools.partial(is_stored_in, 8, size) for size in (grouped, None))):
+        for wanted in in_order:
             if fitting := [index for index, transform in enumerate(options) if wanted(transform)]:
                 return fitting[0]
         return 0
@@ -220,7 +222,7 @@ def judged(case: Case, files: dict[str, Path]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _mean(loss: Any, reference: list[Tensor], outputs: list[Tensor], tests: list[Any]) -> float:
+def _mean(loss: Any, reference: list[Tensor], outputs: list[Tensor], tests: Sequence[Any]) -> float:
     """Return the mean loss relative to the outputs of the float32 file."""
     each = [loss.rise(b, a, batch) for a, b, batch in zip(reference, outputs, tests, strict=True)]
     return float(torch.cat([values.flatten() for values in each]).mean())

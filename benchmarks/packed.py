@@ -24,15 +24,15 @@ from qcompress import pack_
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of
 from qcompress.model.parts import survey
 from qcompress.model.tensors import size_bytes, total_bytes
-from qcompress.options import prune_quantize
 from qcompress.transforms.base import Transform, Weight
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 OPTIONS: dict[str, Transform] = {
-    "8 bits": prune_quantize(bits=(8,), sparsity=(0,)).offers[0],
-    "4 bits": prune_quantize(bits=(4,), sparsity=(0,)).offers[0],
-    "3 bits": prune_quantize(bits=(3,), sparsity=(0,)).offers[0],
-    "4 bits, half sparse": prune_quantize(bits=(4,), sparsity=(0.5,)).offers[0],
-}  # type: ignore[dict-item]
+    "8 bits": PruneQuantize(8, 0.0),
+    "4 bits": PruneQuantize(4, 0.0),
+    "3 bits": PruneQuantize(3, 0.0),
+    "4 bits, half sparse": PruneQuantize(4, 0.5),
+}
 
 
 class Encoder(nn.Module):

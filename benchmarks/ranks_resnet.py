@@ -29,6 +29,7 @@ from benchmarks.clock import time_ratios
 from benchmarks.tables import Rows, markdown, write_results
 from formulations import Problem
 from formulations.generators.vbmf import vbmf_rank
+from qcompress.transforms.low_rank.factors import LowRank
 from solvers import beam_search, judge, solve
 from solvers.baselines import penalty, threshold, uniform
 
@@ -66,11 +67,11 @@ def vbmf(model: nn.Module, measurement: qcompress.Measurement) -> np.ndarray:
     choice = []
     for part, transforms in zip(measurement.parts, measurement.transforms, strict=True):
         rows = part.weight(model)
-        rank = max(1, vbmf_rank(torch.linalg.svdvals(rows).numpy(), tuple(rows.shape)))
+        rank = max(1, vbmf_rank(torch.linalg.svdvals(rows).numpy(), (rows.shape[0], rows.shape[1])))
         offered = {
             i: transform.ranks[0]
             for i, transform in enumerate(transforms)
-            if getattr(transform, "form", "") == "channels"
+            if isinstance(transform, LowRank) and transform.form == "channels"
         }
         offered[0] = min(rows.shape)
         choice.append(min(offered, key=lambda i: abs(offered[i] - rank)))

@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qcompress
+from benchmarks.found import found
 from benchmarks.tables import markdown, write_results
 from formulations.files import drafting, read_json, write_json
 from qcompress.engines.legal import for_engine
@@ -94,11 +95,9 @@ def measured(model: torch.nn.Module, data: list[torch.Tensor], options: Options,
 
 def ggml_seconds(model: torch.nn.Module, measurement: qcompress.Measurement, solution: qcompress.Solution) -> float:
     """Seconds that ggml takes to encode a mixture of types."""
-    assert solution.choice is not None
+    choice = found(solution).choice
     start = time.process_time()
-    for options, option, weight in zip(
-        measurement.transforms, solution.choice, measurement.weights(model), strict=True
-    ):
+    for options, option, weight in zip(measurement.transforms, choice, measurement.weights(model), strict=True):
         transform = options[option]
         if isinstance(transform, GgufType):
             transform.nearest.encode(weight)

@@ -21,12 +21,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 import qcompress
+from benchmarks.found import found
 from benchmarks.smollm2_gguf import JUDGED, LENGTH
 from benchmarks.tables import Rows, markdown, write_results
 from formulations.files import drafting, read_json, write_json
@@ -44,6 +45,14 @@ UNIFORM = {4.25: (4, 64), 3.5: (3, 32), 3.0: (3, None)}  # bits a weight → bit
 VALIDATION = 8  # windows
 TIME_LIMIT_S = 60
 SCHEMES = [(2, 64), (2, 32), (3, None), (3, 64), (3, 32), (4, 64), (5, 64), (6, 64)]
+
+
+class LanguageModel(Protocol):
+    """What is used here of a language model of transformers."""
+
+    config: Any
+
+    def __call__(self, ids: torch.Tensor) -> Any: ...
 
 
 def measured(
@@ -65,7 +74,7 @@ def measured(
 
 
 @torch.no_grad()
-def kept_outputs(model: torch.nn.Module, judges: list[torch.Tensor], file: Path) -> np.ndarray[Any, Any]:
+def kept_outputs(model: LanguageModel, judges: list[torch.Tensor], file: Path) -> np.ndarray[Any, Any]:
     """Return log-probabilities ``(windows, positions, tokens)`` of the float model, from a file if it exists."""
     if not file.exists():
         shape = len(judges), LENGTH, model.config.vocab_size
@@ -123,8 +132,7 @@ def additive(problem: qcompress.Problem, legal: qcompress.Measurement, engine: C
     """Return the proven choice without pair terms."""
     tied = tie(problem, engine.ties(legal.parts))
     solved = qcompress.solve(tied.problem, "milp", time_limit=TIME_LIMIT_S)
-    assert solved.choice is not None
-    return dataclasses.replace(solved, choice=tied.lift(solved.choice))
+    return dataclasses.replace(solved, choice=tied.lift(found(solved).choice))
 
 
 def with_differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

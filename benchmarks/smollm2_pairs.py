@@ -20,6 +20,7 @@ import scipy.sparse
 import torch
 
 import qcompress
+from benchmarks.found import found
 from benchmarks.smollm2_gguf import windows
 from benchmarks.smollm2_hf import BITS, SCHEMES, divergences, kept_outputs, measured
 from benchmarks.tables import Rows, markdown, write_results
@@ -27,7 +28,8 @@ from formulations import PairTerms
 from formulations.reductions.tie import tie
 from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.legal import for_engine
-from qcompress.formulation import PAIR_STRENGTH, at_strength, consistent_rows
+from qcompress.formulation import at_strength
+from qcompress.measuring.pair_terms import PAIR_STRENGTH, consistent_rows
 from qcompress.transforms.quantize.group_wise import GroupWise
 
 NAME = "smollm2_pairs"
@@ -63,8 +65,7 @@ def between_layers(measurement: qcompress.Measurement) -> list[dict[str, Any]]:
         effects = measurement.factor[[start + option for start in first if start + option < len(measurement.factor)]]
         pairs = np.triu_indices(len(effects), 1)
         within = pairs[0] // LAYERS == pairs[1] // LAYERS
-        halves = [np.corrcoef(effects[:, half::2])[pairs] for half in (0, 1)]
-        every = np.corrcoef(effects)[pairs]
+        every, *halves = (np.asarray(np.corrcoef(part))[pairs] for part in (effects, effects[:, ::2], effects[:, 1::2]))
         for name, kept in (("all", within | True), ("within a block", within)):
             rows.append({
                 "option": measurement.transforms[0][option].label, "pairs": name, "number": int(kept.sum()),
@@ -102,8 +103,8 @@ def main() -> None:
             problem = with_terms(qcompress.formulate(legal, {BITS: bits}, pairs=False), legal, name)
             tied = tie(problem, engine.ties(legal.parts))
             solved = qcompress.solve(tied.problem, "milp" if name == "additive" else "auto", time_limit=20)
-            assert solved.choice is not None
-            smaller = qcompress.apply(model, legal, dataclasses.replace(solved, choice=tied.lift(solved.choice)))
+            choice = tied.lift(found(solved).choice)
+            smaller = qcompress.apply(model, legal, dataclasses.replace(solved, choice=choice))
             each = divergences(reference, smaller, judges)
             additive = rows.of(asked=bits, choice="additive")
             lower = np.array(additive[0]["each"] if additive else each) - each

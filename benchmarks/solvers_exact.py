@@ -8,10 +8,13 @@ bound. The first call of each solver, which loads compiled code, is not counted.
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import markdown, write_results
+from formulations import Problem
 from formulations.generators.random_instances import layered_problem
 from solvers import solve
 
@@ -40,7 +43,11 @@ CASES: dict[str, tuple[tuple[int, str, float, dict[str, Any]], ...]] = {
         (1_000, "auto", 5.0, {}),
     ),
 }
-STRUCTURE: dict[str, dict[str, int]] = {"linear": {"rank": 0}, "factor": {"rank": 8}, "sparse": {"degree": 6}}
+STRUCTURE: dict[str, Callable[[int], Problem]] = {
+    "linear": partial(layered_problem, rank=0),
+    "factor": partial(layered_problem, rank=8),
+    "sparse": partial(layered_problem, degree=6),
+}
 COLUMNS = {
     "structure": "structure",
     "groups": "groups",
@@ -55,7 +62,7 @@ COLUMNS = {
 
 def measure(structure: str, groups: int, solver: str, time_limit: float, options: dict[str, Any]) -> dict[str, Any]:
     """One row of the table."""
-    problem = layered_problem(groups, **STRUCTURE[structure])
+    problem = STRUCTURE[structure](groups)
     solution = solve(problem, solver, time_limit=time_limit, seed=0, **options)
     name = " ".join([solver, *options.values()])
     return {

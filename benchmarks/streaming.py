@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +242,9 @@ def rates() -> dict[str, float]:
     import torch
     from safetensors.torch import save_file
 
-    import qcompress
     from qcompress.model.weight_files import WeightFiles
     from qcompress.transforms.base import Target, Weight
+    from qcompress.transforms.quantize.group_wise import GroupWise
 
     def seconds(run: Any, least: float = 0.5) -> float:
         run()
@@ -268,14 +269,11 @@ def rates() -> dict[str, float]:
     rows = torch.randn(256, 4096, generator=generator)
     target = Target(layer="Linear", channels=256, per_channel=4096, dtype=torch.float32, macs=0.0, common_input=True)
     weight = Weight(rows, target)
-    for (offer,) in (qcompress.prune_quantize(bits=(bits,), group_size=GROUP).offers for bits in (3, 4)):
-        stored = offer.encode(weight)
-        rates_per_s[f"encode_{offer.bits}_bits_mw"] = (
-            rows.numel() / 1e6 / seconds(lambda offer=offer: offer.encode(weight))
-        )
-        rates_per_s[f"decode_{offer.bits}_bits_mw"] = (
-            rows.numel() / 1e6 / seconds(lambda offer=offer, stored=stored: offer.decode(stored, target))
-        )
+    for bits in BITS:
+        transform = GroupWise(bits, 0.0, group_size=GROUP)
+        stored = transform.encode(weight)
+        rates_per_s[f"encode_{bits}_bits_mw"] = rows.numel() / 1e6 / seconds(partial(transform.encode, weight))
+        rates_per_s[f"decode_{bits}_bits_mw"] = rows.numel() / 1e6 / seconds(partial(transform.decode, stored, target))
     narrow, gradient = rows.to(torch.bfloat16), torch.randn(rows.numel())
     other = narrow + 1
     multiplied = seconds(lambda: float(gradient @ (other - narrow).float().view(-1)))
