@@ -18,6 +18,7 @@ from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.model import forward as forwards
 from qcompress.model.padding import real_positions
+from qcompress.model.steady import steady
 
 FILE_KIND = FileKind("qcompress agreement", version=1)
 
@@ -111,10 +112,10 @@ def agreement(
     >>> agreement(model, model, [torch.randn(8, 4)]).changed
     0
     """
-    margins, answers, changed = [], [], []
+    margins, answers, changed, run = [], [], [], steady(forward)
     for batch in data:
-        with forwards.first_pass(batch, "a batch"):
-            before, after = (forwards.run(model, batch, forward) for model in (original, compressed))
+        with forwards.evaluating(original), forwards.evaluating(compressed), forwards.first_pass(batch, "a batch"):
+            before, after = (forwards.run(model, batch, run) for model in (original, compressed))
         if before.shape != after.shape or before.ndim < 2 or before.shape[-1] < 2:
             raise ValueError(
                 f"answers can be compared for outputs (…, classes) of two classes or more; found {tuple(before.shape)} "

@@ -66,3 +66,18 @@ def test_outputs_that_are_no_classes_are_refused(classes):
 def test_no_data_is_refused():
     with pytest.raises(ValueError, match="no data"):
         agreement(nn.Linear(2, 2), nn.Linear(2, 2), [])
+
+
+def test_models_in_training_mode_are_compared_in_evaluation_mode_and_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3)) for _ in range(2)]
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    data = [torch.randn(32, 4)]
+    found = agreement(models[0], models[1], data)
+    for model, state in zip(models, before, strict=True):
+        assert model.training
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        model.eval()
+    with torch.no_grad():
+        first, second = (model(data[0]).argmax(1) for model in models)
+    assert found.changed == int((first != second).sum())
