@@ -267,7 +267,12 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     if given.validation is not None:
         steps.require_fitting(request, given.validation)
     steps.require_possible(request)
-    return request, run
+    steps.require_solver(request)
+    steps.require_loss(request)
+    steps.require_batch_norm_data(request)
+    if request.evaluate is None:
+        return request, run
+    return replace(request, metric_before=steps.metric_of(request.evaluate, calibration.goal, "the original")), run
 
 
 def _offered(given: Arguments, engine: Engine | None) -> Options | Mapping[str, Options] | Offered:

@@ -163,6 +163,7 @@ def refine(
     rounds, start = as_whole(rounds, "rounds", least=1), np.asarray(choice, dtype=np.int64)
     solver, measured = as_solver(solver), loss_of(measurement, loss)
     require_weights_alone(measurement)
+    solver.require_kind(pairs=bool(problem.pairs), paired_budgets=tuple(problem.paired_budgets))
     true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
     calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)
     file, key = (None, "") if cache is None else (Path(cache), "")

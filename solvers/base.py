@@ -12,7 +12,7 @@ which is usually only a part of the original problem; its results are mapped bac
 import dataclasses
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -100,12 +100,22 @@ class Solver(ABC):
 
     def refuse(self, problem: Problem) -> str:
         """Say why this back end does not support ``problem``, and which ones do; an empty string if it does."""
-        if problem.pairs and not self.native_pairs:
+        return self.refuse_kind(pairs=bool(problem.pairs))
+
+    def refuse_kind(self, *, pairs: bool) -> str:
+        """Say why this back end supports no problem with (or without) pair terms; an empty string if it supports some.
+
+        This is known before there is a problem (see `require_kind`).
+        """
+        if pairs and not self.native_pairs:
             return (
                 f"solver {self.name!r} takes no pair terms; use 'auto', 'anneal' or 'milp', "
                 "or formulate with pairs=False"
             )
         return ""
+
+    def require_access(self) -> None:  # noqa: B027 - most back ends run here
+        """Check, without the network, that the credentials of a service are configured."""
 
     def takes_use_pairs(self, problem: Problem) -> bool:  # noqa: ARG002 - some depend on the size
         """Whether this back end takes the pair terms in the budgets of ``problem`` directly.
@@ -133,16 +143,43 @@ class Solver(ABC):
             raise SolverUnavailableError(why)
         stated = ""
         if problem.paired_budgets and not self.takes_use_pairs(problem):
-            budgets = ", ".join(problem.paired_budgets)
-            if self.needs_network:
-                raise UnsupportedProblemError(
-                    f"solver {self.name!r} takes no pair terms in a budget ({budgets}): it would be called for many "
-                    "prices; use 'auto', 'anneal', 'ga', 'lagrangian' or 'brute-force'"
-                )
-            stated = f"the budget for {budgets} has pair terms, which are priced into the objective, and "
+            stated = self._priced(problem.paired_budgets)
             problem = priced(problem, dict.fromkeys(problem.paired_budgets, 1.0)).problem
         if why := self.refuse(problem):
             raise UnsupportedProblemError(stated + why)
+
+    def require_kind(self, *, pairs: bool, paired_budgets: Sequence[str] = ()) -> None:
+        """Check what can be known before there is a problem, which may take hours to measure.
+
+        Args:
+            pairs: whether its objective will have pair terms.
+            paired_budgets: resources whose budgets will have pair terms.
+
+        Raises:
+            SolverUnavailableError: a package is missing.
+            SolverError: the credentials of a service are missing (see `require_access`).
+            UnsupportedProblemError: the back end does not support this kind of problem.
+        """
+        if why := self.why_not():
+            raise SolverUnavailableError(why)
+        self.require_access()
+        stated = self._priced(paired_budgets) if paired_budgets and not self.native_use_pairs else ""
+        if why := self.refuse_kind(pairs=pairs or bool(stated)):
+            raise UnsupportedProblemError(stated + why)
+
+    def _priced(self, paired_budgets: Sequence[str]) -> str:
+        """Say that budgets with pair terms are priced.
+
+        Raises:
+            UnsupportedProblemError: this back end cannot be called for many prices.
+        """
+        budgets = ", ".join(paired_budgets)
+        if self.needs_network:
+            raise UnsupportedProblemError(
+                f"solver {self.name!r} takes no pair terms in a budget ({budgets}): it would be called for many "
+                "prices; use 'auto', 'anneal', 'ga', 'lagrangian' or 'brute-force'"
+            )
+        return f"the budget for {budgets} has pair terms, which are priced into the objective, and "
 
     @classmethod
     def why_not(cls) -> str:

@@ -134,8 +134,10 @@ def test_a_run_that_was_cut_goes_on_and_measures_nothing_twice(tmp_path: Path) -
     model, data = seeded(Residual), batches(3)
     settings = {"budget": {"bytes": 0.5}, "options": OPTIONS, "solver": "greedy", "folder": tmp_path / "run"}
 
-    def cut(_: object) -> None:
-        raise KeyboardInterrupt
+    def cut(evaluated: nn.Module) -> float:
+        if evaluated is not model:
+            raise KeyboardInterrupt
+        return 0.5
 
     measured: list[object] = []
     total = 3 + len(split_samples(model, data).kept)  # those that were held out are measured after the guard
@@ -466,7 +468,7 @@ def test_numbers_of_numpy_and_torch_are_numbers() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), "good", torch.ones(2)])
 def test_an_evaluation_that_is_no_number_is_one_clear_error(value: Any) -> None:
-    with pytest.raises(OptionsError, match="what evaluate\\(model\\) returns must be a finite number"):
+    with pytest.raises(OptionsError, match="what evaluate\\(model\\) returns for the original must be a finite number"):
         compress(
             seeded(Residual),
             batches(),

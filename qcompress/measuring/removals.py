@@ -61,22 +61,36 @@ def find_removals(
         OptionsError: the moments do not fit into the available memory.
     """
     model = calibration.model
-    structure = find_sets(model, calibration.data, calibration.forward)
-    left_out = {item.name: why for item in structure.sets if (why := offered.left_out(_pattern_name(item)))}
-    sets = tuple(item for item in structure.sets if item.name not in left_out)
-    kept = {**structure.kept, **left_out}
+    sets, kept = on_offer(model, calibration.data, calibration.forward, offered)
     offers = {item.name: _offers(offered, item) for item in sets}
     moments, num_inputs = _moments(calibration, run, parts, sets, offers, coded)
     orders = _orders(calibration, run, sets, offers, moments)
     options = {item.name: _options(item, offers[item.name], orders[item.name]) for item in sets}
-    for item in (item for item in sets if len(options[item.name]) < 2):
-        kept[item.name] = f"nothing on offer removes one of its {item.num_units} channels"
-    sets = tuple(item for item in sets if item.name not in kept)
+    transforms = tuple(options[item.name] for item in sets)
+    return Removals(sets=sets, transforms=transforms, kept=kept, moments=moments, num_inputs=num_inputs)
+
+
+def on_offer(
+    model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None, offered: Offered
+) -> tuple[tuple[CoupledSet, ...], dict[str, str]]:
+    """Return the coupled sets that have a choice, and why the channels of other layers stay.
+
+    Raises:
+        NoChannelsError: no channel of the model can be removed.
+    """
+    structure = find_sets(model, data, forward)
+    kept, sets = dict(structure.kept), []
+    for item in structure.sets:
+        if why := offered.left_out(_pattern_name(item)):
+            kept[item.name] = why
+        elif not _counts(item, _offers(offered, item)):
+            kept[item.name] = f"nothing on offer removes one of its {item.num_units} channels"
+        else:
+            sets.append(item)
     if not sets:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:5])
         raise NoChannelsError(f"no channel of the model can be removed ({reasons})")
-    transforms = tuple(options[item.name] for item in sets)
-    return Removals(sets=sets, transforms=transforms, kept=kept, moments=moments, num_inputs=num_inputs)
+    return tuple(sets), kept
 
 
 def kept_units(item: CoupledSet, options: Iterable[Transform]) -> list[int]:
@@ -178,9 +192,17 @@ def _options(
     item: CoupledSet, offers: Sequence[KeepChannels], orders: Mapping[str, list[int]]
 ) -> tuple[Transform, ...]:
     """Keep all units first, then the offered counts in descending order, each count once."""
-    by_count: dict[int, Transform] = {}
+    by_count = {}
+    for kept, offer in _counts(item, offers).items():
+        gone = sorted(orders[offer.scores][: item.num_units - kept]) if kept else range(item.num_units)
+        by_count[kept] = RemoveChannels(item.num_units, tuple(gone), offer.reconstructed)
+    return (Keep(), *by_count.values())
+
+
+def _counts(item: CoupledSet, offers: Sequence[KeepChannels]) -> dict[int, KeepChannels]:
+    """Return how many units of a set can be kept instead of all, in descending order, each with its offer."""
+    counts: dict[int, KeepChannels] = {}
     for offer in sorted(offers, key=lambda offer: -offer.keep):
         if (kept := offer.kept(item.num_units)) < item.num_units and (kept or item.bypasses):
-            gone = sorted(orders[offer.scores][: item.num_units - kept]) if kept else range(item.num_units)
-            by_count.setdefault(kept, RemoveChannels(item.num_units, tuple(gone), offer.reconstructed))
-    return (Keep(), *by_count.values())
+            counts.setdefault(kept, offer)
+    return counts

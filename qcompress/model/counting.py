@@ -132,7 +132,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
                 with products, contextlib.nullcontext() if counted.num_batches else forwards.first_pass(batch):
                     output = forwards.run(model, batch, forward)
                 if loss is not None:
-                    loss.require(output)
+                    loss.require(output, batch)
                     counted.guesses_dim |= loss.guesses_dim(output)
                 counted.num_batches += 1
                 counted.num_samples += len(output)

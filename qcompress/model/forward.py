@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -72,6 +72,16 @@ def first_batch(data: Iterable[Any], name: str = "the calibration data") -> Any:
     raise DataError(f"{name} is empty: give at least one batch")
 
 
+def of_every_shape(data: Iterable[Any], name: str) -> list[Any]:
+    """Return a batch of every shape in a list of batches, or else the first batch, of the data called ``name``.
+
+    Raises:
+        DataError: there is none.
+    """
+    first = first_batch(data, name)
+    return list({described(batch): batch for batch in data}.values()) if isinstance(data, Sequence) else [first]
+
+
 def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     """Return the model's output ``(samples, …)`` for one batch, converted to float32 unless it is wider.
 
@@ -118,20 +128,23 @@ def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tens
 
 
 @contextlib.contextmanager
-def first_pass(batch: Any, name: str = "the first batch") -> Iterator[None]:
+def failing_as(kind: type[QcompressError], what: str) -> Iterator[None]:
+    """A ``with`` block around code of the caller: an error of another kind is raised as ``kind``, after ``what``."""
+    try:
+        yield
+    except (QcompressError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the caller's code may raise anything
+        raise kind(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def first_pass(batch: Any, name: str = "the first batch") -> contextlib.AbstractContextManager[None]:
     """A ``with`` block around the first run of a model on a batch called ``name``.
 
     Raises:
         DataError: the model raised an error, which is the cause.
     """
-    try:
-        yield
-    except (QcompressError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a model may raise anything for input that it does not accept
-        raise DataError(
-            f"the model does not accept {name} ({described(batch)}): {type(error).__name__}: {error}"
-        ) from error
+    return failing_as(DataError, f"the model does not accept {name} ({described(batch)})")
 
 
 def described(batch: Any) -> str:

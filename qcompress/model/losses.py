@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qcompress.errors import ModelError, OptionsError
-from qcompress.model.forward import RULED_OUT
+from qcompress.model.forward import RULED_OUT, described, failing_as
 from qcompress.model.scores import drawn_scores, random_signs
 
 LossFunction = Callable[[Tensor, Any], Tensor]
@@ -66,8 +66,8 @@ class Loss(ABC):
         """The same loss at softened outputs, for which fewer samples are enough; None if there is no such loss."""
         return None
 
-    def require(self, output: Tensor) -> None:
-        """Check that the loss can compare such outputs.
+    def require(self, output: Tensor, batch: Any) -> None:  # noqa: ARG002
+        """Check that the loss can compare such outputs of the original for a batch.
 
         Raises:
             ModelError: it cannot; the message says what to do.
@@ -142,7 +142,7 @@ class KullbackLeibler(Loss):
         """Softmax of the outputs, ``(samples, …, classes)``."""
         return self._classes_last(output / self._temperature).softmax(-1)
 
-    def require(self, output: Tensor) -> None:
+    def require(self, output: Tensor, batch: Any) -> None:  # noqa: ARG002
         """Check that there are at least two classes along an unambiguous dimension.
 
         Raises:
@@ -257,13 +257,29 @@ class CallableLoss(Loss):
         self._function = function
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
 
+    def require(self, output: Tensor, batch: Any) -> None:
+        """Check that the function and its gradient exist and are finite.
+
+        Raises:
+            ModelError: they are not.
+        """
+        with failing_as(ModelError, f"loss(output, batch) has no gradient for {described(batch)}"):
+            found = self.values(output, batch), self.gradient(output, batch)
+        if wrong := [
+            name for name, values in zip(("", "the gradient of "), found, strict=True) if not values.isfinite().all()
+        ]:
+            raise ModelError(
+                f"{wrong[0]}loss(output, batch) is NaN or infinite for the original's outputs and {described(batch)}"
+            )
+
     def values(self, output: Tensor, batch: Any) -> Tensor:
         """``(samples,)`` values of the function.
 
         Raises:
-            ModelError: it does not return one number per sample.
+            ModelError: it fails, or does not return one number per sample.
         """
-        values = self._function(output, batch)
+        with failing_as(ModelError, f"loss(output, batch) failed for {described(batch)}"):
+            values = self._function(output, batch)
         if not isinstance(values, Tensor) or values.shape != output.shape[:1]:
             actual = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ModelError(

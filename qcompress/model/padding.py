@@ -105,9 +105,9 @@ class OverRealPositions(Loss):
         """Same as of the loss."""
         return self._loss.ignores_shifts(output)
 
-    def require(self, output: Tensor) -> None:
+    def require(self, output: Tensor, batch: Any) -> None:
         """Check the same as the loss."""
-        self._loss.require(output)
+        self._loss.require(output, batch)
 
     def doubt(self, output: Tensor, batch: Any) -> float | None:
         """Sum over the real positions."""

@@ -43,27 +43,27 @@ from qcompress.transforms.base import Keep, Transform, Weight
 
 
 def require_fitting(request: Request, validation: Iterable[Any]) -> None:
-    """Check that the model accepts the first batch of ``validation`` and returns outputs like those for the data.
+    """Check that the model accepts ``validation`` and returns outputs like those for the data.
+
+    Of a list a batch of every shape is run, of anything else the first batch.
 
     Raises:
         DataError: the check failed; the message says why.
     """
     calibration, model = request.calibration, request.copied
     run = steady(calibration.forward, calibration.seed)
-    batch = forwards.first_batch(forwards.checked_data(validation), "validation")
+    batches = forwards.of_every_shape(forwards.checked_data(validation), "validation")
     with forwards.evaluating(model), torch.no_grad():
         expected = forwards.run(model, first_of(model, calibration.first_batch()), run)
-        try:
-            output = forwards.run(model, first_of(model, batch), run)
-        except Exception as error:  # a model may raise anything for input that it does not accept
-            raise DataError(
-                f"the model does not accept the first batch of validation ({forwards.described(batch)}): {error}"
-            ) from error
-    if output.ndim != expected.ndim:
-        raise DataError(
-            f"the first batch of validation gives outputs of shape {tuple(output.shape)}, that of data "
-            f"{tuple(expected.shape)}: validation has to be of the same kind as data"
-        )
+        for batch in batches:
+            with forwards.first_pass(batch, "a batch of validation"):
+                output = forwards.run(model, first_of(model, batch), run)
+            if output.ndim != expected.ndim:
+                raise DataError(
+                    f"a batch of validation ({forwards.described(batch)}) gives outputs of shape "
+                    f"{tuple(output.shape)}, the first of data {tuple(expected.shape)}: validation has to be of the "
+                    "same kind as data"
+                )
 
 
 def require_for_channels(asked_for: Arguments) -> None:

@@ -1,7 +1,6 @@
 """The last step: true losses of the result, warnings, and the report."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,9 +31,9 @@ from qcompress.proposals import Proposal
 from qcompress.refinement import Refined
 from qcompress.report import PartReport, Report
 from qcompress.run_folder import RunFolder
-from qcompress.scalars import as_number
 from qcompress.steps.recounting import of_recount, recounted
 from qcompress.steps.request import Request
+from qcompress.steps.trial import metric_of
 from solvers import Solution
 from solvers.smallest_use import SmallestUse
 
@@ -187,13 +186,13 @@ def _checked(request: Request, outcome: Outcome) -> _Checked:
         losses = losses_of(outcome.smaller, kept)
         validation = float(losses.mean()), standard_error(losses)
     with rounding_of(request, outcome.smaller):
-        metric_after = None if evaluate is None else _metric(evaluate, outcome.smaller)
+        metric_after = None if evaluate is None else metric_of(evaluate, outcome.smaller, "the compressed model")
     return _Checked(
         measured=float(losses_of(outcome.chosen, request.data).mean()),
         validation=validation[0],
         validation_error=validation[1],
         finetuned=float(losses_of(outcome.smaller, request.data).mean()) if outcome.tuned else None,
-        metric_before=None if evaluate is None else _metric(evaluate, calibration.goal),
+        metric_before=None if evaluate is None else request.metric_before,
         metric_after=metric_after,
         doubt=_doubt(request, kept),
     )
@@ -214,17 +213,6 @@ def _doubt(request: Request, kept: list[Any]) -> float | None:
                 return None
             total += doubt
     return total
-
-
-def _metric(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:
-    """Return the result of ``evaluate`` for a model in evaluation mode; the model keeps its own.
-
-    Raises:
-        OptionsError: it is not a number.
-    """
-    with forwards.evaluating(model):
-        value = evaluate(model)
-    return as_number(value, "what evaluate(model) returns", above=-math.inf, wanted="a finite number")
 
 
 def _name_of(evaluate: Any) -> str:

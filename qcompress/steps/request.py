@@ -102,6 +102,7 @@ class Request(Arguments):
         room_bytes: bytes to leave free in the file, after a first attempt was too large.
         tight_room: whether to reserve no bytes for the parts' entries, because the usual reserve left no choice.
         engine: the engine to compress for, or None for the package's own file.
+        metric_before: what ``evaluate`` returned for the original, before measuring.
     """
 
     solver: Solver
@@ -113,6 +114,7 @@ class Request(Arguments):
     loss_limit: float | None
     identities: Mapping[str, Identity]
     engine: Engine | None
+    metric_before: float | None = None
     room_bytes: float = 0.0
     tight_room: bool = False
 

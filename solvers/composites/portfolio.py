@@ -64,6 +64,11 @@ class Portfolio(Solver):
         refusals = [_refusal(solver, problem) for solver in self._chosen(problem)]
         return "" if not all(refusals) else f"no solver of the portfolio can run: {'; '.join(refusals)}"
 
+    def refuse_kind(self, *, pairs: bool) -> str:
+        """Refuse a kind of problems that no given solver supports."""
+        refusals = [solver.why_not() or solver.refuse_kind(pairs=pairs) for solver in map(as_solver, self.solvers)]
+        return "" if not refusals or not all(refusals) else f"no solver of the portfolio can run: {'; '.join(refusals)}"
+
     def prepare(self) -> None:
         """Compile the inner loops here and in the server of the processes."""
         warm()

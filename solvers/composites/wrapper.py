@@ -6,6 +6,7 @@ The inner solver runs on an `inner_search` with a separate incumbent, bound, det
 are passed to the outer search, which evaluates them again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,3 +72,7 @@ class Wrapper(Solver):
     def require(self, problem: Problem) -> None:
         """Check that the inner solver can run on ``problem``."""
         self.inner.require(problem)
+
+    def require_kind(self, *, pairs: bool, paired_budgets: Sequence[str] = ()) -> None:
+        """Check that the inner solver can run on problems of a kind."""
+        self.inner.require_kind(pairs=pairs, paired_budgets=paired_budgets)

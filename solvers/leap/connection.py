@@ -145,13 +145,23 @@ def connect(config: Mapping[str, Any] | None = None) -> Iterator[Connection]:
         LeapTokenError: no API token is configured.
         LeapError: the configuration cannot be read.
     """
-    if why := missing_token(config):
-        raise LeapTokenError(why)
+    require_token(config)
     with contextlib.ExitStack() as stack:
         with plainly("starting the client"):
             client = stack.enter_context(Client.from_config(**({"connection_close": True} | dict(config or {}))))
             problems = stack.enter_context(Problems.from_config(client.config))
         yield Connection(client, problems)
+
+
+def require_token(config: Mapping[str, Any] | None = None) -> None:
+    """Check, without the network, that an API token is configured.
+
+    Raises:
+        LeapTokenError: there is none.
+        LeapError: the configuration cannot be read.
+    """
+    if why := missing_token(config):
+        raise LeapTokenError(why)
 
 
 def missing_token(config: Mapping[str, Any] | None = None) -> str:

@@ -75,6 +75,16 @@ class LeapSolver(Solver):
             return ""
         return f"solver {cls.name!r} needs {', '.join(missing)}: pip install 'qcompress[{cls.extra}]'"
 
+    def require_access(self) -> None:
+        """Check that an API token is configured.
+
+        Raises:
+            LeapTokenError: there is none.
+        """
+        from solvers.leap.connection import require_token
+
+        require_token(self.config)
+
     def prepare(self) -> None:
         """Compile the inner loops."""
         warm()

@@ -106,6 +106,11 @@ class QuantumProcessor(LeapBqm):
             remote = connection.solver("ising", self.remote)
             return Device(remote.name, remote.properties)
 
+    def require_access(self) -> None:
+        """Check that an API token is configured, unless the processor is simulated."""
+        if not self.simulated:
+            LeapBqm.require_access(self)
+
     def run(self, problem: Problem, search: Search) -> None:
         """Run on the service's processor, or on the local simulated one."""
         if not self.simulated:

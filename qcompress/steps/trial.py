@@ -1,0 +1,91 @@
+"""Trials before measuring: whether the solver takes such problems, and what the caller's batches and functions do.
+
+Measuring a large model takes hours. What can be known before that is found out here.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from qcompress.budgets import LATENCY
+from qcompress.compressed.copying import own_copy
+from qcompress.errors import OptionsError
+from qcompress.formulation import pair_strength
+from qcompress.interactions import pair_terms
+from qcompress.measuring.channels import CODES, offers_channels
+from qcompress.measuring.removals import on_offer
+from qcompress.model import forward as forwards
+from qcompress.model.batch_norm import reestimate_
+from qcompress.model.losses import CallableLoss
+from qcompress.model.steady import steady
+from qcompress.scalars import as_number
+from qcompress.steps.opened import first_of
+from qcompress.steps.request import Request
+
+
+def require_solver(request: Request) -> None:
+    """Check that the solver takes the kind of problem that will be formulated, and has its credentials.
+
+    Raises:
+        UnsupportedProblemError: it does not take pair terms, in the objective or in a budget.
+        SolverError: its credentials are missing.
+    """
+    solver, given = request.solver, request.measurement
+    pairs = pair_strength(request.pairs) > 0 and (given is None or bool(pair_terms(given, given.factor, 1.0)))
+    solver.require_kind(pairs=pairs)
+    if solver.needs_network or solver.refuse_kind(pairs=True):
+        solver.require_kind(pairs=pairs, paired_budgets=_paired_budgets(request))
+
+
+def _paired_budgets(request: Request) -> list[str]:
+    """Return the resources whose budgets will have pair terms: weights that lie along channels of two decisions."""
+    if request.measurement is not None:
+        return [name for name in request.budget if name in request.measurement.resource_pairs]
+    if not offers_channels(request.offered):
+        return []
+    calibration = request.calibration
+    sets, _ = on_offer(request.copied, calibration.data, calibration.forward, request.offered)
+    along = [tensor for item in sets for tensor in {axis.tensor for axis in item.axes}]
+    coded = any(isinstance(offer, CODES) for own in request.offered.by_pattern.values() for offer in own.offers)
+    shared = len(set(along)) < len(along)
+    paired = {"bytes": shared or coded, "macs": shared, LATENCY: False}
+    return [name for name in request.budget if paired[name]]
+
+
+def require_loss(request: Request) -> None:
+    """Check a function of the caller as loss on the first batch, if no measurement is going to do so.
+
+    Raises:
+        ModelError: it fails, does not return one finite number per sample, or has no gradient.
+    """
+    calibration, model = request.calibration, request.copied
+    if request.measurement is None or not isinstance(calibration.loss, CallableLoss):
+        return
+    batch = first_of(model, calibration.first_batch())
+    with forwards.evaluating(model), torch.no_grad():
+        calibration.loss.require(forwards.run(model, batch, steady(calibration.forward, calibration.seed)), batch)
+
+
+def require_batch_norm_data(request: Request) -> None:
+    """Check that batch-norm statistics can be re-estimated on the given batches, by doing so on a copy of the model.
+
+    Raises:
+        DataError: there is no batch, or the model does not accept one.
+    """
+    if request.batch_norm_data is not None:
+        batches = forwards.of_every_shape(request.batch_norm_data, "batch_norm_data")
+        reestimate_(own_copy(request.copied), batches, request.calibration.forward)
+
+
+def metric_of(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:
+    """Return the result of the caller's ``evaluate`` for the model ``name`` in evaluation mode; it keeps its own.
+
+    Raises:
+        OptionsError: it fails, or its result is not a finite number.
+    """
+    failing = forwards.failing_as(OptionsError, f"evaluate(model) failed on {name}")
+    with forwards.evaluating(model), torch.random.fork_rng(devices=()), failing:
+        value = evaluate(model)
+    return as_number(value, f"what evaluate(model) returns for {name}", above=-math.inf, wanted="a finite number")

@@ -1,0 +1,196 @@
+"""What the caller gave is tried before anything is measured: the solver's kinds, tokens, losses, batches, metrics."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qcompress import compress, formulate, measure, prune_channels, prune_quantize, refine, solve
+from qcompress.errors import QcompressError
+from solvers import SolverError, UnsupportedProblemError
+from solvers.composites.portfolio import Portfolio
+from solvers.leap.errors import LeapTokenError
+
+BITS = prune_quantize(bits=(4,), sparsity=(0,))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def inputs(count: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(16, 6, generator=generator) for _ in range(count)]
+
+
+def refused(error: type[Exception], match: str, data: list[Tensor] | None = None, **arguments: Any) -> Exception:
+    """Check that `compress` refuses the arguments before it encodes or measures, and leaves nothing behind."""
+    told: list[object] = []
+    arguments = {"budget": {"bytes": 0.5}, "options": BITS, "time_limit": 5, **arguments}
+    with pytest.raises(error, match=match) as why:
+        compress(
+            network(), inputs() if data is None else data,
+            on_measure=told.append, on_encode=told.append, on_progress=told.append, **arguments,
+        )  # fmt: skip
+    assert not told
+    return why.value
+
+
+@pytest.fixture
+def without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("DWAVE_API_TOKEN", "DWAVE_CONFIG_FILE", "DWAVE_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("solver", ["dp", Portfolio(solvers=("dp",))])
+def test_a_solver_that_takes_no_pair_terms_is_refused_before_measuring(solver: Any) -> None:
+    refused(UnsupportedProblemError, "'dp' takes no pair terms", solver=solver)
+    assert compress(network(), inputs(), budget={"bytes": 0.5}, options=BITS, solver=solver, pairs=False).model
+
+
+@pytest.mark.parametrize("options", [prune_channels(), prune_channels(keep=(0.5,)) + BITS])
+def test_budgets_with_pair_terms_are_known_before_measuring(options: Any) -> None:
+    match = "the budget for bytes has pair terms, which are priced into the objective, and solver 'dp' takes no"
+    refused(UnsupportedProblemError, match, options=options, solver="dp", pairs=False)
+    refused(UnsupportedProblemError, "'dp' takes no pair terms", options=options, solver="dp")
+
+
+def test_channels_that_share_no_weight_are_solved_without_pair_terms() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    result = compress(
+        model, inputs(), budget={"bytes": 0.7}, options=prune_channels(), solver="dp", pairs=False, guard=False
+    )
+    assert result.report.usage["bytes"] <= result.report.budgets["bytes"]
+
+
+def test_a_measurement_that_is_given_tells_its_pair_terms() -> None:
+    measurement = measure(network(), inputs(), BITS)
+    refused(UnsupportedProblemError, "'dp' takes no pair terms", measurement=measurement, options=None, solver="dp")
+
+
+@pytest.mark.usefixtures("without_token")
+@pytest.mark.parametrize("solver", ["leap-cqm", "leap-bqm", "leap-nl", "qpu", "qpu-decomposed"])
+def test_a_missing_token_is_told_before_measuring(solver: str) -> None:
+    refused(LeapTokenError, "no D-Wave API token", solver=solver)
+
+
+@pytest.mark.usefixtures("without_token")
+def test_services_take_no_budgets_with_pair_terms_which_is_told_before_measuring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DWAVE_API_TOKEN", "none")
+    refused(UnsupportedProblemError, "would be called for many prices", options=prune_channels(), solver="leap-cqm")
+
+
+@pytest.mark.usefixtures("without_token")
+@pytest.mark.parametrize("solver", ["dp", "leap-cqm"])
+def test_refining_checks_its_solver_before_it_measures(solver: str) -> None:
+    model, data, told = network(), inputs(), []
+    measurement = measure(model, data, BITS)
+    problem = formulate(measurement, {"bytes": 0.5})
+    choice = solve(problem, "greedy").choice
+    assert choice is not None
+    with pytest.raises(SolverError, match="takes no pair terms|no D-Wave API token"):
+        refine(model, data, measurement, problem, choice, solver=solver, on_progress=told.append)
+    assert not told
+
+
+LOSSES: dict[str, tuple[Callable[..., Any], str]] = {
+    "scalar": (lambda output, batch: output.mean(), r"one number per sample: expected \(\d+,\), found \(\)"),
+    "arity": (lambda output: output.mean(1), r"loss\(output, batch\) failed for a tensor of shape .*: TypeError: "),
+    "raises": (lambda output, batch: batch["labels"], r"loss\(output, batch\) failed for .*: IndexError: "),
+    "NaN": (lambda output, batch: output.mean(1) * math.nan, r"loss\(output, batch\) is NaN or infinite"),
+    "NaN gradient": (lambda output, batch: (0 * output).sum(1).sqrt(), r"gradient of loss.* is NaN or infinite"),
+    "no gradient": (lambda output, batch: output.argmax(1).double(), r"loss\(output, batch\) has no gradient"),
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("wrong", LOSSES)
+def test_a_loss_of_the_caller_is_tried_before_options_are_encoded(wrong: str, given: bool) -> None:
+    loss, match = LOSSES[wrong]
+    if not given:
+        refused(QcompressError, match, loss=loss)
+        refused(QcompressError, match, loss=loss, options=prune_channels())
+        refused(QcompressError, match, loss=loss, minimize="bytes", budget={"loss": 0.1})
+        return
+
+    def switched(*arguments: Any) -> Any:
+        return loss(*arguments) if switch else arguments[0].square().sum(1)
+
+    switched.__qualname__, switch = "both", False
+    measurement = measure(network(), inputs(), BITS, loss=switched)
+    switch = True
+    refused(QcompressError, match.split(r"\(output")[0], measurement=measurement, options=None, loss=switched)
+
+
+@pytest.mark.parametrize("method", ["fisher", "direct", "sampled"])
+@pytest.mark.parametrize("wrong", LOSSES)
+def test_measuring_tries_the_loss_before_it_encodes(wrong: str, method: str) -> None:
+    loss, match = LOSSES[wrong]
+    told: list[object] = []
+    with pytest.raises(QcompressError, match=match):
+        measure(network(), inputs(), BITS, loss=loss, method=method, on_encode=told.append, on_progress=told.append)
+    assert not told
+
+
+@pytest.mark.parametrize(
+    ("batches", "match"),
+    [
+        ([], "batch_norm_data is empty: give at least one batch"),
+        ([torch.zeros(4, 5)], r"does not accept a batch for batch norms \(a tensor of shape \(4, 5\)\)"),
+        ([torch.zeros(4, 6), torch.zeros(1, 6)], r"does not accept a batch for batch norms \(a tensor of shape \(1, 6"),
+    ],
+)
+def test_batches_for_batch_norms_are_tried_before_measuring(batches: list[Tensor], match: str) -> None:
+    refused(QcompressError, match, batch_norm_data=batches)
+
+
+def test_every_shape_of_validation_is_tried_before_measuring() -> None:
+    refused(QcompressError, r"does not accept .*\(4, 5\)", validation=[torch.zeros(4, 6), torch.zeros(4, 5)])
+
+
+def failing(model: nn.Module) -> float:
+    raise KeyError("labels")
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "match"),
+    [
+        (lambda model: None, r"what evaluate\(model\) returns for the original must be a finite number, found None"),
+        (lambda model: math.nan, r"what evaluate\(model\) returns for the original must be a finite number, found nan"),
+        (lambda: 0.5, r"evaluate\(model\) failed on the original: TypeError: "),
+        (failing, r"evaluate\(model\) failed on the original: KeyError: 'labels'"),
+    ],
+)
+def test_a_metric_is_tried_on_the_original_before_measuring(evaluate: Any, match: str) -> None:
+    refused(QcompressError, match, evaluate=evaluate)
+
+
+def test_a_metric_is_taken_once_of_the_original_and_once_of_the_result(tmp_path: Path) -> None:
+    seen: list[nn.Module] = []
+
+    def metric(model: nn.Module) -> float:
+        seen.append(model)
+        return float(torch.rand(())) + len(seen)
+
+    model = network()
+    for count in (1, 2):  # the second run resumes
+        result = compress(
+            model, inputs(), budget={"bytes": 0.5}, options=BITS, solver="greedy", evaluate=metric, folder=tmp_path
+        )
+        assert [item is model for item in seen] == [True, False] * count
+        before, after = result.report.metric_before, result.report.metric_after
+        assert before is not None
+        assert after is not None
+        assert math.floor(before) + 1 == math.floor(after)
+    plain = compress(model, inputs(), budget={"bytes": 0.5}, options=BITS, solver="greedy")
+    assert plain.report.loss_measured == result.report.loss_measured
