@@ -112,6 +112,7 @@ def agreement(
     >>> agreement(model, model, [torch.randn(8, 4)]).changed
     0
     """
+    forwards.require_samples_in(data, "data")
     margins, answers, changed, run = [], [], [], steady(forward)
     for batch in data:
         with forwards.evaluating(original), forwards.evaluating(compressed), forwards.first_pass(batch, "a batch"):

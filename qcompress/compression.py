@@ -241,7 +241,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     if given.measurement is not None:
         _require_fitting(calibration, given.measurement, given.options)
     if given.validation is not None:
-        forwards.first_batch(forwards.checked_data(given.validation), "validation")
+        forwards.first_batch(forwards.checked_data(given.validation, "validation"), "validation")
     run = RunFolder(given.folder)
     request = Request.of(
         given,
@@ -256,7 +256,9 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         time_limit=None if given.time_limit is None else as_number(given.time_limit, "time_limit", above=0),
         rounds=as_whole(given.rounds, "rounds", least=1),
         refine_rounds=as_whole(given.refine_rounds, "refine_rounds", least=0),
-        batch_norm_data=None if given.batch_norm_data is None else forwards.checked_data(given.batch_norm_data),
+        batch_norm_data=None
+        if given.batch_norm_data is None
+        else forwards.checked_data(given.batch_norm_data, "batch_norm_data"),
         finetune_steps=finetune_steps,
         learning_rate=learning_rate,
         identities={},

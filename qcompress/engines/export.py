@@ -11,6 +11,7 @@ from qcompress.compressed.record import record_of, require_unchanged
 from qcompress.engines.base import Engine
 from qcompress.engines.registry import as_engine
 from qcompress.errors import EngineError
+from qcompress.model.batches import require_samples
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import opened_of
 
@@ -47,6 +48,7 @@ def export(
     Raises:
         EngineError: the engine is unknown, or does not support the model, a layer or an option; something else stands
             at the path; or the model does not run on the example.
+        DataError: the example holds no sample.
         ArtefactError: a compressed weight has been changed since compression.
         MissingError: a package of the engine is missing.
         OSError: the file cannot be written; no partial file is left.
@@ -57,6 +59,7 @@ def export(
     if (record := record_of(model)) is not None and opened_of(model) is None:  # an opened model cannot have changed
         require_unchanged(record, model)
     require_free(engine, goal)
+    require_samples(example, "the example")
     with drafting(goal) as draft:
         engine.write(model, draft, example)
     return ExportedFile(path=goal, size_bytes=size_on_disk(goal))

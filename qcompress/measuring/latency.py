@@ -36,6 +36,7 @@ from qcompress.measuring.channel_latency import channels_timed
 from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.batches import require_samples
 from qcompress.model.composed import composed
 from qcompress.transforms.base import Target, Transform
 
@@ -75,7 +76,7 @@ def time_options(
     Raises:
         ModelError: the model is not the measured one, or calls its layers in a different order from run to run.
         OptionsError: ``repeats`` is not a whole number from 1, or times of channels do not add up.
-        DataError: the model does not accept the batch.
+        DataError: the model does not accept the batch, or it holds no sample.
 
     >>> from qcompress import formulate, low_rank, measure
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
@@ -90,6 +91,7 @@ def time_options(
     timed = channels_timed if measurement.sets else _layers_timed
     with composed(model), forwards.evaluating(model), torch.no_grad():
         with forwards.first_pass(batch, "the batch"):
+            require_samples(batch, "the batch")
             (forward or forwards.default_forward)(model, batch)
         return with_times(measurement, *timed(model, measurement, batch, forward, repeats, on_progress))
 

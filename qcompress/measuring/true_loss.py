@@ -46,6 +46,7 @@ def sample_losses(
 ) -> NDArray[np.float64]:
     """``(samples,)`` true loss increases, whose mean is `mean_loss`; arguments and errors are the same."""
     run, measured = steady(forward), as_loss(loss)
+    forwards.require_samples_in(data, "data")
     if opened_of(original) is not None and opened_of(changed) is not None:
         with swept_outputs(original, data, run) as before, swept_outputs(changed, data, run) as after:
             rises = [measured.rise(new, old, batch) for (batch, old), (_, new) in zip(before, after, strict=True)]

@@ -22,7 +22,7 @@ def reestimate_(model: nn.Module, data: Iterable[Any], forward: forwards.Forward
         forward: how to run a batch, if `qcompress.model.forward.default_forward` does not fit.
 
     Raises:
-        DataError: there is no batch.
+        DataError: there is no batch, or one holds no sample.
         ModelError: the output of the model is not finite.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1))
@@ -30,6 +30,7 @@ def reestimate_(model: nn.Module, data: Iterable[Any], forward: forwards.Forward
     >>> model[0].running_mean, model[0].running_var
     (tensor([4.]), tensor([2.]))
     """
+    forwards.require_samples_in(data, "batch_norm_data")
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return

@@ -1,4 +1,4 @@
-"""Split a batch into samples."""
+"""Split a batch into samples, and refuse one without any."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -6,13 +6,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompress.errors import DataError
+
+
+def require_samples(batch: Any, name: str = "a batch") -> None:
+    """Check that some tensor of a batch called ``name`` holds a number; batches without tensors are not checked.
+
+    Raises:
+        DataError: all of them are empty.
+
+    >>> require_samples({"x": torch.ones(0, 4), "y": torch.ones(0)}, "data[1]")
+    Traceback (most recent call last):
+    qcompress.errors.DataError: data[1] holds no sample (tensors of shape (0, 4), (0,)): leave it out
+    """
+    if (tensors := _tensors(batch)) and not any(tensor.numel() for tensor in tensors):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise DataError(f"{name} holds no sample (tensors of shape {shapes}): leave it out")
+
 
 def samples(batch: Any) -> Iterator[Any]:
     """Split a batch into samples, as batches of one; yields the batch itself if it cannot be split.
 
+    Raises:
+        DataError: there is no sample.
+
     >>> [sample["x"].tolist() for sample in samples({"x": torch.tensor([[1], [2]]), "flag": True})]
     [[[1]], [[2]]]
     """
+    require_samples(batch)
     lengths = {len(value) for value in _tensors(batch)}
     if len(lengths) != 1:
         yield batch

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError, QcompressError
 from qcompress.model import plain_state
+from qcompress.model.batches import require_samples
 from qcompress.model.decoder_inputs import require_decoder_mask
 
 RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and differences are finite
@@ -44,30 +45,44 @@ def seeded(function: Callable[Given, Found]) -> Callable[Given, Found]:
     return run
 
 
-def checked_data(data: Any) -> Iterable[Any]:
-    """Return ``data`` after checking that it can be read more than once.
+def checked_data(data: Any, name: str = "data") -> Iterable[Any]:
+    """Return the data called ``name`` after checking that it can be read more than once.
 
     Raises:
-        DataError: it is a single tensor, a generator, or not iterable.
+        DataError: it is a single tensor, a generator, or not iterable; or a batch in a list holds no sample.
     """
     if isinstance(data, Tensor):
         raise DataError(
-            f"data must be an iterable of batches, found one tensor of shape {tuple(data.shape)}; pass [tensor]"
+            f"{name} must be an iterable of batches, found one tensor of shape {tuple(data.shape)}; pass [tensor]"
         )
     if not isinstance(data, Iterable):
-        raise DataError(f"data must be an iterable of batches (a list, a DataLoader), found {type(data).__name__}")
+        raise DataError(f"{name} must be an iterable of batches (a list, a DataLoader), found {type(data).__name__}")
     if isinstance(data, Iterator) or (not isinstance(data, Sized) and iter(data) is iter(data)):
-        raise DataError("data is read more than once, but a generator lasts for one pass: pass a list or a DataLoader")
+        raise DataError(
+            f"{name} is read more than once, but a generator lasts for one pass: pass a list or a DataLoader"
+        )
+    require_samples_in(data, name)
     return data
+
+
+def require_samples_in(data: Iterable[Any] | None, name: str) -> None:
+    """Check that every batch in a list holds a sample; those of anything else are checked when they are run.
+
+    Raises:
+        DataError: one does not; the message names it.
+    """
+    for index, batch in enumerate(data if isinstance(data, (list, tuple)) else ()):
+        require_samples(batch, f"{name}[{index}]")
 
 
 def first_batch(data: Iterable[Any], name: str = "the calibration data") -> Any:
     """Return the first batch of the data called ``name``.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it holds no sample.
     """
     for batch in data:
+        require_samples(batch, f"the first batch of {name}")
         return batch
     raise DataError(f"{name} is empty: give at least one batch")
 
@@ -90,8 +105,8 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     Raises:
         ModelError: the output is not a tensor with a sample dimension, or is not finite; or a plain attribute changed
             that cannot be put back.
-        DataError: the batch has another dtype than the weights, and the model does not accept it; or it does not say
-            which positions of a decoder are padding.
+        DataError: the batch has another dtype than the weights, and the model does not accept it; or it holds no
+            sample, or does not say which positions of a decoder are padding.
     """
     with plain_state.kept(model):
         return run_on(model, batch, forward)
@@ -100,6 +115,7 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
 def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     """Return the same as `run`, but leave the model's plain attributes as they are after the pass."""
     require_decoder_mask(model, batch)
+    require_samples(batch)
     try:
         output = (forward or default_forward)(model, batch)
     except RuntimeError as error:
@@ -116,6 +132,11 @@ def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tens
         raise ModelError(
             f"the model's output must be floating-point with the samples along its first dimension, "
             f"found {output.dtype} of shape {tuple(output.shape)}; pass forward=(model, batch) -> tensor"
+        )
+    if not output.numel():
+        raise DataError(
+            f"the model's output for a batch ({described(batch)}) has the shape {tuple(output.shape)}, without any "
+            "number: leave this batch out"
         )
     if output.is_inference():
         output = output.clone()

@@ -52,7 +52,7 @@ def require_fitting(request: Request, validation: Iterable[Any]) -> None:
     """
     calibration, model = request.calibration, request.copied
     run = steady(calibration.forward, calibration.seed)
-    batches = forwards.of_every_shape(forwards.checked_data(validation), "validation")
+    batches = forwards.of_every_shape(validation, "validation")
     with forwards.evaluating(model), torch.no_grad():
         expected = forwards.run(model, first_of(model, calibration.first_batch()), run)
         for batch in batches:

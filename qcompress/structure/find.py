@@ -39,6 +39,7 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     {'4': 'it reaches the output'}
     """
     with composed(model), forwards.evaluating(model), torch.no_grad():
+        forwards.require_samples_in(data, "data")
         first = forwards.first_batch(data)
         batch = _few(model, first, forward)
         with forwards.first_pass(first):

@@ -66,6 +66,7 @@ def fit_in_turn_(
     record = record_of(smaller)
     if record is None or not record.smaller:
         raise ModelError("the model has no record of removed channels: give what apply() made by prune_channels()")
+    forwards.require_samples_in(data, "data")
     with composed(original), forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad():
         kept = _kept_rows(original, record)
         paths = _in_order(smaller, data, forward)

@@ -136,7 +136,7 @@ def finetune(
             f"the loss {calibration.loss.name!r} compares with a teacher: pass teacher=the original model, or a "
             "loss (output, batch) -> (samples,)"
         )
-    looked_at = list(islice(data, VALIDATED) if validation is None else forwards.checked_data(validation))
+    looked_at = list(islice(data, VALIDATED) if validation is None else forwards.checked_data(validation, "validation"))
     for batches in (data, looked_at):
         forwards.first_batch(batches)
     student = own_copy(model).eval()

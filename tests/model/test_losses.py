@@ -64,7 +64,7 @@ def test_outputs_of_four_dimensions_are_refused_before_anything_is_worked_out() 
 )
 def test_a_dimension_without_classes_is_refused(dim: int | None, shape: tuple[int, ...], match: str) -> None:
     with pytest.raises(ModelError, match=match):
-        KullbackLeibler(dim).require(torch.zeros(shape))
+        KullbackLeibler(dim).require(torch.zeros(shape), None)
 
 
 def test_the_samples_are_no_classes() -> None:
