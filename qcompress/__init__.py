@@ -21,6 +21,7 @@ from qcompress.kv_cache import memory_budget
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import time_options
+from qcompress.measuring.layerwise_fit import fit_in_turn_
 from qcompress.measuring.measure import measure
 from qcompress.measuring.pair_terms import PAIR_STRENGTH
 from qcompress.measuring.progress import MeasureProgress
@@ -33,7 +34,6 @@ from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
 from qcompress.streaming.applying import apply
 from qcompress.structure.find import find_sets
-from qcompress.structure.layerwise_fit import fit_in_turn_
 from qcompress.training.finetune import FinetuneProgress, finetune
 from qcompress.training.stable_rank import stable_rank
 from qcompress.vocabulary import count_words, split_vocabulary_, vocabulary_blocks

@@ -9,10 +9,10 @@ from qcompress.compressed.channels import code_, coded_parts_in, codes_of, cut_c
 from qcompress.compressed.copying import own_copy
 from qcompress.measurement import Measurement
 from qcompress.measuring.inputs.moments import second_moments
+from qcompress.measuring.layerwise_fit import fit_in_turn_
 from qcompress.model import forward as forwards
 from qcompress.model.composed import compose_
 from qcompress.model.steady import steady
-from qcompress.structure.layerwise_fit import fit_in_turn_
 from qcompress.transforms.base import Transform
 
 

@@ -40,7 +40,7 @@ def lost(samples: int, *, fitted: bool = False) -> float:
 def test_a_fit_to_fewer_samples_than_inputs_holds_for_others(monkeypatch: pytest.MonkeyPatch, fitted: bool) -> None:
     chosen = lost(40, fitted=fitted)
     monkeypatch.setattr(shrinkage, "DAMPINGS", (0.01,))
-    monkeypatch.setattr("qcompress.structure.layerwise_fit.DAMPINGS", (0.01,))
+    monkeypatch.setattr("qcompress.measuring.least_squares.DAMPINGS", (0.01,))
     assert chosen < lost(40, fitted=fitted)
 
 

@@ -3,12 +3,11 @@
 Each option is compensated by itself, on the inputs of the original network. When many sets are cut at once, every layer
 gets other inputs than it was fitted to. Therefore the layers are visited in the order in which they run, and each is
 fitted by least squares to the outputs of the original's layer, on the inputs it receives in the smaller network
-(channel pruning by reconstruction, arXiv 1707.06168). A ridge term keeps weights that hardly affect the outputs close
-to their values; it is chosen by cross-validation: by what a fit to most of the samples does for the others.
+(channel pruning by reconstruction, arXiv 1707.06168). How a layer is fitted is told in
+`qcompress.measuring.least_squares`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,17 +16,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from qcompress.compressed.reconstruction import DAMPINGS, FOLDS
+from qcompress.compressed.reconstruction import FOLDS
 from qcompress.compressed.record import Compression, record_of
 from qcompress.errors import ModelError
+from qcompress.measuring.inputs.moments import input_rows
+from qcompress.measuring.least_squares import LayerSums, fitted
+from qcompress.measuring.methods.products import wide
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.composed import composed
 from qcompress.model.modes import outside_modes
 from qcompress.model.padding import real_inputs
 from qcompress.model.tensors import held_tensors, overlapping
+
+CONVOLVING = (*layers.CONVOLUTIONS, *layers.TRANSPOSED)
+
+SAME = 1e-3
+"""Tolerated difference between a layer's outputs and its inputs times its weight: sums round differently."""
 
 MAX_INPUTS = 16384
 """Largest number of weights per channel for which a layer is fitted (2 GB of sums)."""
@@ -42,7 +48,7 @@ class _EnoughError(Exception):
 def fit_in_turn_(
     smaller: nn.Module, original: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None
 ) -> nn.Module:
-    """Fit the Linear and Conv2d layers of ``smaller``, in place and in the order in which they run.
+    """Fit the linear and convolutional layers of ``smaller``, in place and in the order in which they run.
 
     Args:
         smaller: the model that `qcompress.apply` made from ``original`` by removing channels.
@@ -50,6 +56,9 @@ def fit_in_turn_(
         data: re-iterable batches. One batch is run once, and every layer is fitted when its inputs arrive; of several
             batches each layer needs one pass, which stops at the layer.
         forward: how to run a batch.
+
+    The fit is to these samples; few of them may make the network worse for others. `compress` keeps the fitted network
+    only if it loses less on held-out samples.
 
     Raises:
         ModelError: ``smaller`` has no record of removed channels.
@@ -82,7 +91,7 @@ def fit_in_turn_(
                 )
                 for batch in data
             )
-            _fit(smaller.get_submodule(path), kept.get(path), given)
+            _fit(smaller.get_submodule(path), kept.get(path), given, last=path == paths[-1])
     return smaller
 
 
@@ -101,8 +110,8 @@ def _fit_on_the_way(
         wanted[path] = output.clone()  # the code that follows may overwrite it
 
     def fit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> None:
-        given = args[0] if args else kwargs["input"]
-        _fit(module, kept.get(path), [(given, wanted.pop(path), batch)])
+        given = args[0] if args else next(iter(kwargs.values()))
+        _fit(module, kept.get(path), [(given, wanted.pop(path), batch)], last=path == paths[-1])
 
     hooks = [original.get_submodule(path).register_forward_hook(partial(keep, path=path)) for path in paths]
     try:
@@ -125,21 +134,32 @@ def _kept_rows(original: nn.Module, record: Compression) -> dict[str, NDArray[np
     before, kept = record_of(original), {}
     parameters = dict(original.named_parameters())
     for (name, dim), gone in record.cuts.items():
-        if dim == 0 and name.endswith("weight") and name in parameters:
-            earlier = () if before is None else before.cuts.get((name, 0), ())
-            present = np.setdiff1d(np.arange(len(parameters[name]) + len(earlier)), earlier)
-            kept[name.rpartition(".")[0]] = np.flatnonzero(~np.isin(present, gone))
+        path, _, kind = name.rpartition(".")
+        if (
+            kind == "weight"
+            and name in parameters
+            and dim == int(layers.makes_second_dimension(original.get_submodule(path)))
+        ):
+            earlier = () if before is None else before.cuts.get((name, dim), ())
+            present = np.setdiff1d(np.arange(parameters[name].shape[dim] + len(earlier)), earlier)
+            kept[path] = np.flatnonzero(~np.isin(present, gone))
     return kept
 
 
 def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> list[str]:
     """Return the paths of the layers that can be fitted and are called exactly once, in the order of their calls."""
     called: list[str] = []
+    fitting: dict[str, bool] = {}
     shared = overlapping(held_tensors(model))
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, path: str) -> None:
+        called.append(path)
+        fitting[path] = _is_product(module, args[0] if args else next(iter(kwargs.values())), output)
+
     hooks = [
-        module.register_forward_hook(lambda *_, path=path: called.append(path))
+        module.register_forward_hook(partial(note, path=path), with_kwargs=True)
         for path, module in model.named_modules()
-        if _fits(module) and module.weight.numel() and id(module.weight) not in shared
+        if _may_fit(module) and id(layers.weight_of(module)) not in shared
     ]
     try:
         first = forwards.first_batch(data)
@@ -148,19 +168,41 @@ def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     finally:
         for hook in hooks:
             hook.remove()
-    return [path for path in dict.fromkeys(called) if called.count(path) == 1]
+    return [path for path in dict.fromkeys(called) if called.count(path) == 1 and fitting[path]]
 
 
-def _fits(module: nn.Module) -> bool:
-    if not isinstance(module, (nn.Linear, nn.Conv2d)) or not layers.is_plain(module):
+def _may_fit(module: nn.Module) -> bool:
+    """Whether the layer is of a kind that can be fitted, has weights, and its sums fit into memory."""
+    kinds = (nn.Linear, *layers.CONVOLUTIONS, *(layers.TRANSPOSED if _groups(module) == 1 else ()))
+    if not (isinstance(module, kinds) or layers.has_inputs_first(module)) or "weight" not in module._parameters:
         return False
-    plain = not isinstance(module, nn.Conv2d) or (module.groups == 1 and module.padding_mode == "zeros")
-    return plain and module.weight[0].numel() <= MAX_INPUTS and not isinstance(getattr(module, "padding", 0), str)
+    weight = layers.weight_of(module)
+    return weight.numel() > 0 and _groups(module) * layers.to_rows(module, weight).shape[1] ** 2 <= MAX_INPUTS**2
 
 
-def _fit(module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tuple[Tensor, Tensor, Any]]) -> None:
+def _groups(module: nn.Module) -> int:
+    return int(getattr(module, "groups", 1))
+
+
+def _is_product(module: nn.Module, given: Tensor, output: Any) -> bool:
+    """Whether the output for the first sample is the layer's rows of inputs times its weight, plus its bias."""
+    size = 2 + len(module.kernel_size) if isinstance(module, CONVOLVING) else max(2, given.ndim)
+    if given.ndim != size or not len(given) or not isinstance(output, Tensor) or output.ndim != size:
+        return False
+    weight, bias = layers.weight_of(module), getattr(module, "bias", None)
+    rows = torch.cat([_grouped(module, chunk) for chunk in input_rows(module, given[:1])], dim=1)
+    found = wide(_rows_of_outputs(module, output[:1]))
+    product = (rows @ _by_group(module, layers.to_rows(module, wide(weight))).mT).movedim(0, 1).flatten(1)
+    expected = product if bias is None else product + bias
+    tolerance = max(SAME, 4 * torch.finfo(output.dtype).eps)
+    return expected.shape == found.shape and bool(((expected - found).abs() <= tolerance * found.abs().max()).all())
+
+
+def _fit(
+    module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tuple[Tensor, Tensor, Any]], *, last: bool
+) -> None:
     """Fit one layer, from its inputs in the smaller network and its outputs in the original, for every batch."""
-    folds, seen = [_Sums() for _ in range(FOLDS)], 0
+    folds, seen = [LayerSums() for _ in range(FOLDS)], 0
     for inputs, wanted, batch in given:
         real = real_inputs(batch, module, inputs)
         for start in range(min(FOLDS, len(inputs))):
@@ -168,60 +210,31 @@ def _fit(module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tupl
             own, own_wanted = inputs[start::FOLDS], wanted[start::FOLDS]
             if real is not None:
                 own, own_wanted = own[real[start::FOLDS]], own_wanted[real[start::FOLDS]]
-            rows, goal = _rows(module, own), _rows_of_outputs(module, own_wanted)
+            goal = _rows_of_outputs(module, own_wanted)
             if kept is not None:
                 goal = goal[:, torch.from_numpy(kept)]
             bias = getattr(module, "bias", None)
-            sums.add(rows, goal if bias is None else goal - bias)
+            goal = wide(goal if bias is None else goal - bias)
+            done = 0
+            for chunk in input_rows(module, own):
+                rows = _grouped(module, chunk)
+                part = goal[done : (done := done + rows.shape[1])]
+                sums.add(rows, part.reshape(len(part), len(rows), -1).movedim(1, 0))
         seen += len(inputs)
     weight = layers.weight_of(module)
-    before = layers.to_rows(module, weight.detach()).double()
-    after = _fitted(before, folds)
+    before = _by_group(module, layers.to_rows(module, weight.detach()).double())
+    after = fitted(before, folds, last=last).flatten(0, 1)
     weight.copy_(layers.from_rows(module, after.to(weight), weight.shape))
 
 
-@dataclass(slots=True)
-class _Sums:
-    """Sums over inputs x and wanted outputs y of a layer: ``(n, n)`` of x·xᵀ and ``(channels, n)`` of y·xᵀ."""
-
-    moments: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    cross: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-
-    def add(self, rows: Tensor, goal: Tensor) -> None:
-        """Add the sums over a batch."""
-        self.moments = self.moments + (rows.T @ rows).double()
-        self.cross = self.cross + (goal.T @ rows).double()
-
-    def without(self, other: "_Sums") -> "_Sums":
-        """Return the sums over those of the samples that are not in ``other``."""
-        return _Sums(self.moments - other.moments, self.cross - other.cross)
-
-    def ridge(self, before: Tensor, damping: float) -> Tensor:
-        """Return the weight of least squares with a ridge term towards ``before``."""
-        diagonal = damping * float(self.moments.diagonal().mean()) + 1e-30
-        held = self.moments + torch.eye(len(self.moments), dtype=torch.float64) * diagonal
-        change: Tensor = torch.linalg.solve(held, (self.cross - before @ self.moments).T).T
-        return before + change
-
-    def error(self, weight: Tensor) -> float:
-        """Return the squared error of the outputs, up to a constant."""
-        return float(((weight @ self.moments - 2 * self.cross) * weight).sum())
+def _grouped(module: nn.Module, rows: Tensor) -> Tensor:
+    """Return rows of inputs as ``(groups, positions, weights per channel)``."""
+    return rows if _groups(module) > 1 else rows[None]
 
 
-def _fitted(before: Tensor, folds: Sequence[_Sums]) -> Tensor:
-    """Return the fitted weight, with the ridge term that is best on samples not fitted to; or ``before`` if none is.
-
-    A layer may have more inputs than the data has independent samples: then its own error says little.
-    """
-    reached = [fold for fold in folds if fold.moments.any()]
-    whole = _Sums(sum(fold.moments for fold in reached), sum(fold.cross for fold in reached))  # type: ignore[arg-type]
-    if len(reached) < 2:  # a single sample
-        return whole.ridge(before, DAMPINGS[0])
-    errors = {
-        damping: sum(fold.error(whole.without(fold).ridge(before, damping)) for fold in reached) for damping in DAMPINGS
-    }
-    best = min(DAMPINGS, key=errors.__getitem__)
-    return whole.ridge(before, best) if errors[best] < whole.error(before) else before
+def _by_group(module: nn.Module, rows: Tensor) -> Tensor:
+    """Return rows of a weight as ``(groups, channels per group, weights per channel)``."""
+    return rows.reshape(_groups(module), -1, rows.shape[1])
 
 
 def _inputs_and_outputs(
@@ -231,7 +244,7 @@ def _inputs_and_outputs(
     calls: list[tuple[Tensor, Tensor]] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        calls.append((args[0] if args else kwargs["input"], output))
+        calls.append((args[0] if args else next(iter(kwargs.values())), output))
         raise _EnoughError
 
     hook = model.get_submodule(path).register_forward_hook(note, with_kwargs=True)
@@ -244,17 +257,6 @@ def _inputs_and_outputs(
     raise ModelError(f"{path!r} was called by one batch and not by another")
 
 
-def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return inputs as rows, ``(positions, weights per channel)``."""
-    if isinstance(module, nn.Conv2d):
-        sizes = (module.kernel_size, module.dilation, module.padding, module.stride)
-        unfolded = functional.unfold(inputs, *sizes)  # type: ignore[arg-type]
-        return unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1])
-    return inputs.reshape(-1, inputs.shape[-1])
-
-
 def _rows_of_outputs(module: nn.Module, output: Tensor) -> Tensor:
     """Return outputs as rows, ``(positions, channels)``."""
-    if isinstance(module, nn.Conv2d):
-        return output.flatten(2).transpose(1, 2).reshape(-1, output.shape[1])
-    return output.reshape(-1, output.shape[-1])
+    return (output.movedim(1, -1) if isinstance(module, CONVOLVING) else output).flatten(0, -2)
