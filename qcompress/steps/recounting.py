@@ -14,7 +14,6 @@ from qcompress.compressed.file import compressed_size
 from qcompress.measurement import Measurement
 from qcompress.model.counting import count
 from qcompress.model.steady import steady
-from qcompress.model.tensors import left_out_bytes
 from qcompress.steps.request import Request
 
 SAME = 1e-6
@@ -28,8 +27,7 @@ def recounted(
 
     One batch is run. If its macs are not the predicted ones, all batches are run through the original and ``smaller``.
     """
-    size = compressed_size(smaller).payload_bytes + left_out_bytes(smaller)
-    found = {"bytes": float(size), "macs": _macs(request, measurement, smaller, usage["macs"])}
+    found = {"bytes": float(compressed_size(smaller).payload_bytes), "macs": _macs(request, measurement, smaller, usage["macs"])}
     return {name: taken for name, taken in found.items() if not np.isclose(taken, usage[name], rtol=SAME, atol=0)}
 
 

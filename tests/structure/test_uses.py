@@ -1,5 +1,6 @@
 """Predicted bytes and macs are those of the smaller network, whatever else multiplies beside attention and layers."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
-from qcompress import apply, compress, compressed_size, formulate, measure, prune_channels
+from qcompress import (
+    apply,
+    compress,
+    compressed_size,
+    formulate,
+    measure,
+    prune_channels,
+    prune_quantize,
+    save_compressed,
+)
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.removal import remove_
 from qcompress.model.composed import compose_
@@ -182,3 +192,35 @@ def test_a_budget_for_macs_holds_beside_products_with_parameters() -> None:
     used = count(result.model, data, None).macs
     assert used == pytest.approx(result.report.usage["macs"], rel=1e-9)
     assert used <= result.report.budgets["macs"]
+
+
+class WithTable(nn.Module):
+    """A table that is not stored with the state, whose columns are coupled channels or not."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 7)
+        self.register_buffer("table", torch.randn(shape), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.last((x * self.table if self.table.ndim == 4 else x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 8, 1, 1)])
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("coded", [False, True])
+def test_buffers_outside_the_state_are_counted_once(
+    shape: tuple[int, ...], rounds: int, coded: bool, tmp_path: Path
+) -> None:
+    options = prune_channels(keep=(0.75, 0.5))
+    if coded:
+        options += prune_quantize(bits=(4, 8), sparsity=(0,))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model, data = WithTable(*shape), [torch.randn(32, 3, 6, 6) for _ in range(2)]
+    given: Any = {"budget": {"bytes": 0.65}, "options": options, "rounds": rounds, "time_limit": 2}
+    result = compress(model, data, **given)
+    saved = save_compressed(result.model, tmp_path / "smaller.st")
+    assert result.report.usage["bytes"] == saved.payload_bytes <= result.report.budgets["bytes"]
+    assert not [warning for warning in result.report.warnings if "smaller network takes" in warning]
