@@ -7,7 +7,7 @@ channels (`qcompress.measuring.jointly`).
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -120,7 +120,7 @@ def measure_channels(
         run,
         settings,
         original=calibration.original,
-        tried=dict.fromkeys((item.name for item in removals.sets), TRIED),
+        tried=_tried(removals, coded, inventory.tried),
         cache=cache,
         stop=stop,
         on_progress=on_progress,
@@ -133,7 +133,7 @@ def measure_channels(
         kept_codes.done()
     return Measurement(
         original=MappingProxyType(inventory.original),
-        skipped=_skipped(model, removals, coded),
+        skipped=_skipped(model, inventory.parts, removals, coded),
         num_samples=sums.num_samples,
         method=method if coded.layers else "direct",
         loss=loss.name,
@@ -144,6 +144,12 @@ def measure_channels(
         tried=MappingProxyType({name: why for name, why in sums.tried.items() if why != TRIED}),
         **_tables(removals, coded, joined),
     )
+
+
+def _tried(removals: Removals, coded: Coded, found: Mapping[str, str]) -> dict[str, str]:
+    """Name of a measured part → why it is evaluated directly: all sets, and layers for which a reason was ``found``."""
+    codes = {_code_name(name): why for name, why in found.items() if name in coded.options}
+    return dict.fromkeys((item.name for item in removals.sets), TRIED) | codes
 
 
 def _standing_loss(calibration: Calibration, run: forwards.Forward) -> float:
@@ -197,13 +203,12 @@ def _tables(removals: Removals, coded: Coded, joined: Joined) -> dict[str, Any]:
     }
 
 
-def _skipped(model: nn.Module, removals: Removals, coded: Coded) -> tuple[Skipped, ...]:
+def _skipped(model: nn.Module, parts: tuple[Part, ...], removals: Removals, coded: Coded) -> tuple[Skipped, ...]:
     """The layers that keep their channels and their codes, with the reasons."""
-    sizes = {item.name: size_bytes(item.tensor) for item in held_tensors(model)}
+    sizes = {item.name.removesuffix(".weight"): size_bytes(item.tensor) for item in held_tensors(model)}
+    sizes |= {part.name: part.target.dense_bytes for part in parts}
     reasons = {name: why for name, why in removals.kept.items() if name not in coded.options} | coded.reasons
-    return tuple(
-        Skipped(name=name, size_bytes=sizes.get(f"{name}.weight", 0), reason=why) for name, why in reasons.items()
-    )
+    return tuple(Skipped(name=name, size_bytes=sizes.get(name, 0), reason=why) for name, why in reasons.items())
 
 
 class ChannelCandidates(Candidates):
@@ -262,4 +267,8 @@ class ChannelCandidates(Candidates):
 
 def _renamed(part: Part) -> Part:
     """Return a layer under a name that no set has."""
-    return replace(part, name=f"codes of {part.name}")
+    return replace(part, name=_code_name(part.name))
+
+
+def _code_name(name: str) -> str:
+    return f"codes of {name}"

@@ -27,7 +27,10 @@ def recounted(
 
     One batch is run. If its macs are not the predicted ones, all batches are run through the original and ``smaller``.
     """
-    found = {"bytes": float(compressed_size(smaller).payload_bytes), "macs": _macs(request, measurement, smaller, usage["macs"])}
+    found = {
+        "bytes": float(compressed_size(smaller).payload_bytes),
+        "macs": _macs(request, measurement, smaller, usage["macs"]),
+    }
     return {name: taken for name, taken in found.items() if not np.isclose(taken, usage[name], rtol=SAME, atol=0)}
 
 

@@ -159,23 +159,31 @@ def places_of(places: Mapping[str, Mapping[str, NDArray[np.int64]]], name: str) 
 def _watched(
     model: nn.Module, paths: list[str], batch: Any, forward: forwards.Forward | None
 ) -> tuple[list[tuple[str, Tensor, Tensor]], Tensor]:
-    """Run with gradients; returns every call of the layers with its input and output, and the model's output."""
+    """Run with gradients; returns every call of the layers with its input and output, and the model's output.
+
+    Calls that take or give something else than one tensor are left out.
+    """
     calls: list[tuple[str, Tensor, Tensor]] = []
     given: dict[str, Tensor] = {}
     hooks = []
     for path in paths:
         module = model.get_submodule(path)
 
-        def before(_: nn.Module, args: tuple[Any, ...], path: str = path) -> tuple[Any, ...]:
-            watched_input = args[0].clone() if args[0].requires_grad else args[0].detach().clone().requires_grad_(True)
-            given[path] = watched_input
-            return (watched_input, *args[1:])
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> Any:
+            own = args[0] if args else kwargs.get("input")
+            if not isinstance(own, Tensor):
+                return None
+            given[path] = own.clone() if own.requires_grad else own.detach().clone().requires_grad_(True)
+            return ((given[path], *args[1:]), kwargs) if args else (args, {**kwargs, "input": given[path]})
 
-        def after(_: nn.Module, __: Any, output: Tensor, path: str = path) -> Tensor:
-            calls.append((path, given[path], output))
+        def after(_: nn.Module, __: Any, output: Any, path: str = path) -> Tensor | None:
+            watched_input = given.pop(path, None)
+            if watched_input is None or not isinstance(output, Tensor):
+                return None
+            calls.append((path, watched_input, output))
             return output.clone()  # the code that follows may overwrite it
 
-        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        hooks += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
     try:
         with torch.enable_grad():
             return calls, forwards.run(model, batch, forward)

@@ -1,6 +1,7 @@
 """Channels and codes as options of one problem: exact bytes, the network that was asked for, and its file."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,95 @@ def test_a_layer_may_be_skipped_and_only_one_kind_offered_by_pattern() -> None:
 def test_products_of_three_decisions_are_refused() -> None:
     with pytest.raises(ModelError, match="depends on 3 decisions together"):
         Tabulated([1, 1, 1]).add([(1.0, tuple((place, np.ones(1)) for place in range(3)))])
+
+
+class WithMatrix(nn.Module):
+    """A product with a plain parameter, and a stack of matrices, which has no codes beside channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 24), nn.Linear(24, 5)
+        self.matrix, self.stack = nn.Parameter(torch.randn(5, 5)), nn.Parameter(torch.randn(2, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu()) @ self.matrix @ self.stack.sum(0)
+
+
+class WithCell(nn.Module):
+    """A recurrent layer or PyTorch's attention between others."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell, self.first, self.last = cell, nn.Linear(12, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None].repeat(1, 3, 1) * torch.linspace(0.5, 1.0, 3)[:, None]
+        cell = self.cell(x, x, x) if isinstance(self.cell, nn.MultiheadAttention) else self.cell(x)
+        return self.last(self.first(cell[0][:, -1]).relu())
+
+
+class Pair(nn.Linear):
+    """A layer that returns more than a tensor."""
+
+    def forward(self, input: Tensor) -> tuple[Tensor, int]:  # type: ignore[override] # noqa: A002
+        return super().forward(input), 0
+
+
+class WithOddCalls(nn.Module):
+    """A layer that returns a tuple, one that is called by keyword, and one whose weight alone is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pair, self.alone, self.last = (
+            nn.Linear(12, 24),
+            Pair(24, 20),
+            nn.Linear(20, 9),
+            nn.Linear(9, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pair(self.first(x).relu())[0].relu()
+        return self.last(input=nn.functional.linear(x, self.alone.weight).relu())
+
+
+DIRECTLY: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "parameter": (WithMatrix, {"matrix"}),
+    "recurrent": (lambda: WithCell(nn.LSTM(12, 12, batch_first=True)), {"cell.weight_ih_l0", "cell.weight_hh_l0"}),
+    "attention": (
+        lambda: WithCell(nn.MultiheadAttention(12, 3, batch_first=True)),
+        {"cell.in_proj_weight", "cell.out_proj"},
+    ),
+    "odd calls": (WithOddCalls, {"pair", "alone"}),
+}
+
+
+@pytest.mark.parametrize("kind", DIRECTLY)
+def test_codes_whose_layer_is_not_linear_in_them_are_evaluated_directly(kind: str) -> None:
+    make, directly = DIRECTLY[kind]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model, data = make().eval(), [torch.randn(24, 12) for _ in range(2)]
+    options = CHANNELS + prune_quantize(bits=(3, 6), sparsity=(0,))
+    measured, tried = (measure(model, data, options, method=method) for method in ("fisher", "direct"))
+    assert {name.removeprefix("codes of ") for name in measured.tried} >= directly
+    assert measured.labels == tried.labels
+    problem = formulate(measured, {"bytes": 1.0})
+    for part, transforms in enumerate(measured.transforms):
+        for option in range(1, len(transforms)):
+            choice = np.zeros(problem.num_groups, dtype=np.int64)
+            choice[part], flat = option, problem.group_offsets[part] + option
+            assert measured.cost[flat] == pytest.approx(tried.cost[flat], rel=0.3)  # of other layers, linearised
+            if isinstance(own := transforms[option], Jointly) and not isinstance(own.removal, Keep):
+                continue  # a sum of several changes
+            true = mean_loss(model, qcompress.apply(model, measured, judge(problem, choice)), data)
+            layers = set(own.layers) if isinstance(own, Jointly) else {measured.parts[part].path}
+            alike = 1e-4 if isinstance(own, RemoveChannels) or layers <= directly else 0.3
+            assert measured.cost[flat] == pytest.approx(true, rel=alike, abs=1e-10)
+    result = compress(model, data, budget={"macs": 0.98, "bytes": 0.4}, options=options, time_limit=2)
+    assert result.report.usage["bytes"] == qcompress.compressed_size(result.model).payload_bytes
+
+
+def test_the_bytes_of_what_has_no_codes_are_stated() -> None:
+    model, data = WithMatrix(), [torch.randn(24, 12) for _ in range(2)]
+    skipped = measure(model, data, CHANNELS + prune_quantize(bits=(4,), sparsity=(0,))).skipped
+    assert {item.name: item.size_bytes for item in skipped} == {"stack[0:5]": 100, "stack[5:10]": 100}
