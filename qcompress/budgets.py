@@ -298,7 +298,7 @@ def fixed_use(problem: Problem, measurement: Measurement | Survey, kept: Sequenc
     if rest > 0:
         named.append(f"everything else, such as biases and buffers: {rest:,.0f} bytes")
     words = f": {'; '.join(named)}" if named else ""
-    return f". Of the original's {measurement.original['bytes']:,.0f} bytes, {whole:,.0f} are fixed{words}"
+    return f". Of the model's {measurement.original['bytes']:,.0f} bytes, {whole:,.0f} are fixed{words}"
 
 
 def not_lowered(
@@ -332,7 +332,7 @@ def not_lowered(
             more = f" and {len(stuck) - most} more" if len(stuck) > most else ""
             told += (
                 f". No option on offer lowers the {name} of {', '.join(listed)}{more}: together "
-                f"{sum(stuck.values()) / whole:.0%} of the original's {name}"
+                f"{sum(stuck.values()) / whole:.0%} of the model's {name}"
             )
     return told
 

@@ -274,6 +274,8 @@ class Report:
         for name, _, loss, usage in self.rounds:
             used = ", ".join(f"{resource} {amount(use)}" for resource, use in usage.items())
             lines.append(f"- {name}: loss {loss:.6g}, {used}")
+        if len(self.rounds) > 1 and (last := self.rounds[-1]).loss_predicted == self.loss_predicted:
+            lines.append(f"- parts: their bytes before are those of the network that {last.name} started from")
         return lines
 
     def _refining(self) -> list[str]:

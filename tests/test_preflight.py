@@ -129,7 +129,7 @@ def test_layers_without_an_option_that_lowers_a_resource_are_named_with_their_sh
     assert f"No option on offer lowers the {resource} of '2' (Conv1d) {shares[0]}, '0' (Conv1d) {shares[1]}: " in str(
         why.value
     )
-    assert f"together {(whole - rest) / whole:.0%} of the original's {resource}" in str(why.value)
+    assert f"together {(whole - rest) / whole:.0%} of the model's {resource}" in str(why.value)
 
 
 class Reader(nn.Module):

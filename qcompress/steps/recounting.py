@@ -1,7 +1,7 @@
 """What a network with removed channels really takes: its bytes and multiply-accumulates are counted again.
 
-They are predicted from one trace of the original. What a network multiplies may depend on the values in it, and a trace
-may miss something; so the report states what was counted, and a difference is a warning.
+They are predicted from one trace of the network before. What a network multiplies may depend on the values in it, and a
+trace may miss something; so the report states what was counted, and a difference is a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,6 +49,6 @@ def of_recount(taken: Mapping[str, float], usage: Mapping[str, float], budgets: 
     for name, use in taken.items():
         over = f", more than its budget of {amount(budgets[name])}" if use > budgets.get(name, np.inf) else ""
         yield (
-            f"the smaller network takes {amount(use)} {name}{over}; predicted from a trace of the original were "
+            f"the smaller network takes {amount(use)} {name}{over}; predicted from a trace of the network before were "
             f"{amount(usage[name])}"
         )

@@ -128,7 +128,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         solver=solution.solver,
         wall_s=run.wall_s,
         usage={**_usage(request, outcome), **taken},
-        original=dict(measurement.original),
+        original=dict(request.original_of(measurement)),
         budgets=dict(problem.budgets),
         metric_before=checked.metric_before,
         metric_after=checked.metric_after,
@@ -248,7 +248,7 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
     if hasattr(request.model, "generate"):
         yield from cautions.of_attention(measurement, solution)
     asked = {name: limit for name, limit in outcome.problem.budgets.items() if name != request.minimize}
-    yield from loose(asked, measurement.original)
+    yield from loose(asked, request.original_of(measurement))
     yield from cautions.of_latency(outcome.problem.budgets.get(LATENCY), outcome.latency_measured_s)
 
 

@@ -103,6 +103,7 @@ class Request(Arguments):
         tight_room: whether to reserve no bytes for the parts' entries, because the usual reserve left no choice.
         engine: the engine to compress for, or None for the package's own file.
         metric_before: what ``evaluate`` returned for the original, before measuring.
+        original_use: resource → use of the original, in a round that starts from a smaller network.
     """
 
     solver: Solver
@@ -117,6 +118,7 @@ class Request(Arguments):
     metric_before: float | None = None
     room_bytes: float = 0.0
     tight_room: bool = False
+    original_use: Mapping[str, float] | None = None
 
     @classmethod
     def of(cls, arguments: Arguments, **values: Any) -> "Request":
@@ -136,6 +138,10 @@ class Request(Arguments):
             "method": self.method,
             "granularity": self.granularity,
         }
+
+    def original_of(self, measurement: Measurement) -> Mapping[str, float]:
+        """Resource → use of the original, which need not be the measured network."""
+        return measurement.original if self.original_use is None else self.original_use
 
     def solved_by(self) -> dict[str, Any]:
         """Return everything that a solution depends on, besides the problem."""

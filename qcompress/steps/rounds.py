@@ -71,7 +71,7 @@ def in_rounds(
         compressed: function that runs all steps.
         reported: function that returns a result with another report.
     """
-    start = compressed(replace(request, rounds=1), _folder(run, START))
+    start = compressed(request, _folder(run, START))
     parts = _partial_budgets(request, start)
     if not parts:
         return _kept(run, reported(start, replace(start.report, rounds=(_figures(START, start.report),))))
@@ -79,7 +79,7 @@ def in_rounds(
     for number, amounts in enumerate([*parts, start.report.budgets], start=1):
         budget = {name: Limit(amount, is_share=False) for name, amount in amounts.items()}
         name = f"round {number}"
-        asked = _round(request, model, budget, number, final=number == request.rounds)
+        asked = _round(request, model, start.report.original, budget, number, final=number == request.rounds)
         try:
             last = compressed(asked, _folder(run, name))
         except (NoChannelsError, NoChoiceError, InfeasibleBudgetError) as error:
@@ -89,7 +89,7 @@ def in_rounds(
         model = last.model
         figures.append(_figures(name, last.report))
     best = last if _loss(last.report) < _loss(start.report) else start
-    report = replace(best.report, original=start.report.original, rounds=tuple(figures))
+    report = replace(best.report, rounds=tuple(figures))
     return _kept(run, reported(best, report))
 
 
@@ -112,8 +112,16 @@ def _partial_budgets(request: Request, start: Made) -> list[dict[str, float]]:
     ]
 
 
-def _round(request: Request, model: nn.Module, budget: Mapping[str, Amount], number: int, *, final: bool) -> Request:
-    """Return the request of one round."""
+def _round(
+    request: Request,
+    model: nn.Module,
+    original_use: Mapping[str, float],
+    budget: Mapping[str, Amount],
+    number: int,
+    *,
+    final: bool,
+) -> Request:
+    """Return the request of one round, which starts from ``model``."""
     calibration = replace(request.calibration, model=model, original=request.calibration.model)
     steps = request.finetune_steps * number // request.rounds - request.finetune_steps * (number - 1) // request.rounds
     identities = request.identities
@@ -130,7 +138,7 @@ def _round(request: Request, model: nn.Module, budget: Mapping[str, Amount], num
         measurement=None,
         finetune_steps=steps,
         evaluate=request.evaluate if final else None,
-        rounds=1,
+        original_use=original_use,
     )
 
 

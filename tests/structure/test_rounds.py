@@ -14,6 +14,7 @@ from qcompress import compress, mean_loss, measure, prune_channels, prune_quanti
 from qcompress.compressed.cutting import beyond, cut_, together
 from qcompress.errors import OptionsError
 from qcompress.model.counting import count
+from qcompress.model.tensors import total_bytes
 from qcompress.report import Report
 from qcompress.steps.rounds import START
 from solvers import judge
@@ -77,6 +78,25 @@ def test_codes_are_chosen_in_the_last_round(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded(images()[0]), result.model(images()[0]))
     assert Report.load(tmp_path / "report.json").rounds == result.report.rounds
+
+
+def test_what_a_round_says_of_the_original_is_not_of_the_network_it_starts_from(tmp_path: Path) -> None:
+    codes = CHANNELS + prune_quantize(bits=(4, 8), sparsity=(0,))
+    whole = float(total_bytes(network()))
+    loose = f"the budget for bytes is {2 * whole:,.0f}, which the original meets already with {whole:,.0f}"
+    for budget, options, said in (
+        ({"macs": 0.6, "bytes": 0.3}, codes, set()),
+        ({"macs": 0.5, "bytes": 2 * whole}, CHANNELS, {loose}),
+    ):
+        folder = tmp_path / str(len(said))
+        result = compress(network(), images(), budget=budget, options=options, rounds=2, time_limit=2, folder=folder)
+        for report in (result.report, *(Report.load(folder / f"round_{number}/report.json") for number in (1, 2))):
+            assert report.original["bytes"] == whole
+            met = [warning for warning in report.warnings if "meets already" in warning]
+            assert all(said and warning.endswith(f"meets already with {whole:,.0f}") for warning in met)
+        assert said <= set(result.report.warnings)
+        of_last = result.report.loss_predicted == result.report.rounds[-1].loss_predicted
+        assert ("that round 2 started from" in result.report.to_markdown()) == of_last
 
 
 def test_a_run_that_was_cut_goes_on_after_its_last_round(tmp_path: Path) -> None:
