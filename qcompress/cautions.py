@@ -29,10 +29,31 @@ DOUBT = 1.0
 MARGIN = 1.1
 """A measured loss up to this factor above a limit may differ by the choice of samples alone: no warning."""
 
-WHAT_HELPS = (
-    "more calibration samples, measuring again around the choice (refine_rounds=2, --refine-rounds 2) and costs "
-    "measured one by one (method='direct', --method direct)"
-)
+
+def what_helps(
+    measurement: Measurement, *, opened: bool, given: bool = False, refined: bool = False, in_rounds: bool = False
+) -> str:
+    """Say what makes predictions better. Everything that is named would be accepted for the same run.
+
+    Args:
+        measurement: the measurement.
+        opened: whether the model is read block by block.
+        given: whether the run got the measurement, rather than making it.
+        refined: whether the run measures again around the choice already.
+        in_rounds: whether it removes channels in rounds already.
+    """
+    if opened:
+        return "more calibration samples, and the model loaded whole, which takes refine_rounds=2 and method='direct'"
+    helps = ["more calibration samples"]
+    if measurement.sets:
+        if not (given or in_rounds):
+            helps.append("channels removed in rounds (rounds=3, --rounds 3)")
+    elif not refined and not any(option.activations for options in measurement.transforms for option in options):
+        helps.append("measuring again around the choice (refine_rounds=2, --refine-rounds 2)")
+    if measurement.method != "direct":
+        python, flag = ("measure(method='direct')", "qcompress measure ") if given else ("method='direct'", "")
+        helps.append(f"costs measured one by one ({python}, {flag}--method direct)")
+    return " and ".join(filter(None, (", ".join(helps[:-1]), helps[-1])))
 
 
 def of_split(split: Split, *, given: bool) -> Iterator[str]:
@@ -54,8 +75,8 @@ def of_split(split: Split, *, given: bool) -> Iterator[str]:
         )
 
 
-def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
-    """Warn if the prediction did not hold on the held-out samples."""
+def of_prediction(loss: str, predicted: float, seen: float, helps: str) -> Iterator[str]:
+    """Warn if the prediction did not hold on the held-out samples; ``helps`` is the result of `what_helps`."""
     low, high = sorted((predicted, seen))
     limits = ((FACTOR, LEAST_NATS), (FAR, LEAST_NATS_FAR)) if loss.startswith("kl") else ((FACTOR, 0.0),)
     if any(high - low > least and not (low > 0 and high <= factor * low) for factor, least in limits):
@@ -63,18 +84,18 @@ def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
         worse = "more" if seen > predicted else "less"
         yield (
             f"the loss on held-out samples, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g} "
-            f"({ratio} as much): the proof is of the prediction only. What helps: {WHAT_HELPS}"
+            f"({ratio} as much): the proof is of the prediction only. What helps: {helps}"
         )
 
 
-def of_selections(measurement: Measurement) -> Iterator[str]:
+def of_selections(measurement: Measurement, helps: str) -> Iterator[str]:
     """Warn if the network selects by computed numbers, and its costs describe small changes only."""
     if (selecting := measurement.selecting) and measurement.method != "direct":
         where = f"{plural(len(selecting), 'module')}, such as {selecting[0]!r}" if selecting[0] else "the model itself"
         yield (
             "the network makes hard decisions (experts that a router takes, the largest of some numbers; in "
             f"{where}): an option that changes one loses more than predicted, and the standard error does not cover "
-            f"it. Judge by losses on held-out samples. What helps where the model is in memory: {WHAT_HELPS}"
+            f"it. Judge by losses on held-out samples. What helps: {helps}"
         )
 
 
@@ -92,12 +113,12 @@ def of_certainty(doubt: float | None) -> Iterator[str]:
         )
 
 
-def of_limit(limit: float | None, seen: float) -> Iterator[str]:
+def of_limit(limit: float | None, seen: float, helps: str) -> Iterator[str]:
     """Warn if the limit on the loss is not kept by a measured loss, however small both are."""
     if limit is not None and seen > limit * MARGIN:
         yield (
             f"the measured loss, {seen:.6g}, is {seen / limit:.3g} times the limit of {limit:g}: only the predicted "
-            f"loss is within it. Ask for a lower limit to keep this one; what makes the prediction better: {WHAT_HELPS}"
+            f"loss is within it. Ask for a lower limit to keep this one; what makes the prediction better: {helps}"
         )
 
 
@@ -153,6 +174,6 @@ def of_latency(budget: float | None, measured: float | None) -> Iterator[str]:
     if budget is not None and measured is not None and measured > budget * (1 + TOLERANCE):
         yield (
             f"the model takes {1000 * measured:.4g} ms in the engine, {measured / budget - 1:.1%} more than its "
-            f"budget of {1000 * budget:.4g} ms, and no choice that was timed is faster: raise the budget, or offer "
-            "faster options"
+            f"budget of {1000 * budget:.4g} ms, and no choice that was timed is faster: raise the budget, or measure "
+            "with faster options on offer"
         )

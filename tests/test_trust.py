@@ -179,7 +179,7 @@ def test_what_is_fitted_to_fewer_inputs_than_a_layer_has_is_told_with_the_number
     ],
 )
 def test_losses_that_differ_by_more_than_the_factor_are_told(predicted: float, seen: float, told: bool) -> None:
-    assert bool(list(of_prediction("kl", predicted, seen))) == told
+    assert bool(list(of_prediction("kl", predicted, seen, ""))) == told
 
 
 @pytest.mark.parametrize(("scale", "told"), [(1.0, False), (200.0, True)])
@@ -202,7 +202,7 @@ def test_a_network_that_is_sure_of_all_held_out_samples_is_told(scale: float, to
     [(None, 1.0, False), (1e-6, 0.9e-6, False), (1e-6, MARGIN * 1e-6, False), (1e-6, 1.2e-6, True), (0.1, 0.2, True)],
 )
 def test_a_measured_loss_above_the_limit_is_told_however_small(limit: float | None, seen: float, told: bool) -> None:
-    assert bool(list(of_limit(limit, seen))) == told
+    assert bool(list(of_limit(limit, seen, ""))) == told
 
 
 def test_the_smallest_model_for_a_loss_that_loses_more_on_other_samples_says_so() -> None:

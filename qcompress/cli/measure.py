@@ -41,7 +41,9 @@ def measure(
     - a language model: `qcompress measure hf:FOLDER --text FILE`, block by block
     """
     import qcompress
+    from qcompress import cautions
     from qcompress.model.forward import first_batch
+    from qcompress.model.opened import opened_of
 
     options, settings = offer.options(), offer.arguments() | measuring.arguments() | calibration.arguments()
     by_block = not latency
@@ -66,16 +68,16 @@ def measure(
                 network, measurement, first_batch(batches), forward=settings["forward"], on_progress=watch.timed
             )
     measurement.save(output)
+    opened = opened_of(network) is not None
+    warnings = list(cautions.of_selections(measurement, cautions.what_helps(measurement, opened=opened, given=True)))
     say(f"wrote {output}")
     if as_json:
-        print_json({"file": str(output), **_summary(measurement)})
+        print_json({"file": str(output), **_summary(measurement, warnings)})
     else:
-        _print_summary(measurement)
+        _print_summary(measurement, warnings)
 
 
-def _summary(measurement: "Measurement") -> dict[str, Any]:
-    from qcompress import cautions
-
+def _summary(measurement: "Measurement", warnings: list[str]) -> dict[str, Any]:
     return {
         "parts": len(measurement.parts),
         "options": len(measurement.cost),
@@ -84,13 +86,11 @@ def _summary(measurement: "Measurement") -> dict[str, Any]:
         "skipped": {item.name: item.reason for item in measurement.unchanged},
         "tried": dict(measurement.tried),
         "notes": list(measurement.notes),
-        "warnings": list(cautions.of_selections(measurement)),
+        "warnings": warnings,
     }
 
 
-def _print_summary(measurement: "Measurement") -> None:
-    from qcompress import cautions
-
+def _print_summary(measurement: "Measurement", warnings: list[str]) -> None:
     counts = {
         "parts": len(measurement.parts),
         "options": len(measurement.cost),
@@ -101,5 +101,5 @@ def _print_summary(measurement: "Measurement") -> None:
     rows += [(f"left unchanged: {item.name}", item.reason) for item in measurement.unchanged]
     rows += [(f"measured option by option: {name}", reason) for name, reason in measurement.tried.items()]
     rows += [("note", note) for note in measurement.notes]
-    rows += [("WARNING", text) for text in cautions.of_selections(measurement)]
+    rows += [("WARNING", text) for text in warnings]
     print_table(("", ""), rows)

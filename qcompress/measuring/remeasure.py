@@ -63,7 +63,7 @@ def remeasure(
 
     Raises:
         ModelError: the model is not the measured one, or the choice does not fit it.
-        OptionsError: the loss is not the measured one, or options round activations.
+        OptionsError: the loss is not the measured one, or options round activations or remove channels.
 
     >>> import torch
     >>> from qcompress import measure, prune_quantize
@@ -128,11 +128,16 @@ def measured_at(
 
 
 def require_weights_alone(measurement: Measurement) -> None:
-    """Raise an error for options that cannot be measured around a choice: rounded inputs cannot be restored.
+    """Raise an error for options that cannot be measured around a choice: inputs that are rounded, removed channels.
 
     Raises:
-        OptionsError: an option rounds activations.
+        OptionsError: an option rounds activations, or removes channels.
     """
+    if measurement.sets:
+        raise OptionsError(
+            "channels cannot be measured around a choice: rounds= of compress() measures again between removals, as "
+            "measure(smaller, ..., original=model) does"
+        )
     for part, options in zip(measurement.parts, measurement.transforms, strict=True):
         if label := next((option.label for option in options if option.activations is not None), ""):
             raise OptionsError(

@@ -32,6 +32,7 @@ from qcompress.measuring.channel_latency import require_separate
 from qcompress.measuring.channels import offers_channels
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.model import forward as forwards
+from qcompress.model.opened import opened_of
 from qcompress.model.parts import UNCALLED, Part, Survey, survey
 from qcompress.model.steady import steady
 from qcompress.model.weights import Skipped
@@ -74,24 +75,26 @@ def require_for_channels(asked_for: Arguments) -> None:
     """
     given, rounds = asked_for.measurement, as_whole(asked_for.rounds, "rounds", least=1)
     if not _has_channels(asked_for):
+        if rounds > 1 and opened_of(asked_for.model) is not None:
+            raise OptionsError("rounds= is for channels, which are removed from models in memory: load the model whole")
         if rounds > 1:
             raise OptionsError("rounds= is for channels: put prune_channels() on offer, or use refine_rounds=")
         return
     if rounds > 1 and given is not None:
         raise OptionsError("rounds= measures again after every round: give options=, not measurement=")
-    asked = {f"a budget for {name}": name not in ("bytes", "macs", LATENCY, LOSS) for name in asked_for.budget}
-    asked |= {
-        "minimize=": asked_for.minimize is not None,
-        "target=": asked_for.target is not None,
-        "refine_rounds=": asked_for.refine_rounds != 0,
-        "granularity=": asked_for.granularity != "layer",
-    }
-    if wrong := [name for name, meant in asked.items() if meant]:
-        raise OptionsError(
-            f"{', '.join(wrong)} is not supported for channels: use budgets for bytes, macs and latency_s, and "
-            "prune_channels(granularity=...) for blocks. The smaller model can be compressed further, and export() "
-            "writes it for an engine"
-        )
+    budgets = "give budgets for bytes, macs and latency_s"
+    further = "the smaller model can be compressed further, and export() writes it for an engine"
+    again = f"rounds={'' if given is None else ' (with options=, not measurement=)'} measures again between removals"
+    other = [name for name in asked_for.budget if name not in ("bytes", "macs", LATENCY, LOSS)]
+    asked = [(f"a budget for {name}", True, budgets) for name in other] + [
+        ("minimize=", asked_for.minimize is not None, budgets),
+        ("target=", asked_for.target is not None, further),
+        ("refine_rounds=", asked_for.refine_rounds != 0, again),
+        ("granularity=", asked_for.granularity != "layer", "prune_channels(granularity=...) removes blocks"),
+    ]
+    if wrong := {name: works for name, meant, works in asked if meant}:
+        works = "; ".join(dict.fromkeys(wrong.values()))
+        raise OptionsError(f"{', '.join(wrong)} is not supported for channels: {works}")
 
 
 def _has_channels(asked: Arguments) -> bool:

@@ -233,16 +233,23 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
     """Yield warnings where the figures may not hold."""
     measurement, solution, loss_validation = outcome.measurement, outcome.solution, checked.validation
     seen = (loss_validation, checked.measured if checked.finetuned is None else checked.finetuned)
-    yield from cautions.of_limit(request.loss_limit, next(loss for loss in seen if loss is not None))
+    helps = cautions.what_helps(
+        measurement,
+        opened=opened_of(request.calibration.goal) is not None,
+        given=request.measurement is not None,
+        refined=request.refine_rounds > 0,
+        in_rounds=request.rounds > 1,
+    )
+    yield from cautions.of_limit(request.loss_limit, next(loss for loss in seen if loss is not None), helps)
     if loss_validation is not None and not outcome.tuned:
         if outcome.refitted and outcome.guarded is not None:  # the held-out loss is that of the guard's choice
             predicted: float | None = outcome.guarded.won.loss_predicted
         else:
             predicted = solution.objective
         assert predicted is not None  # noqa: S101
-        yield from cautions.of_prediction(measurement.loss, predicted, loss_validation)
+        yield from cautions.of_prediction(measurement.loss, predicted, loss_validation, helps)
         yield from cautions.of_certainty(checked.doubt)
-    yield from cautions.of_selections(measurement)
+    yield from cautions.of_selections(measurement, helps)
     yield from cautions.of_split(request.split, given=request.measurement is not None)
     yield from cautions.of_inputs(measurement, solution, outcome.fitted)
     if hasattr(request.model, "generate"):
