@@ -178,11 +178,7 @@ class Report:
             f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}{spread}, {aside}"
             f"on the calibration data {self.loss_measured:.6g}{tuned}",
             self._proof(),
-            *self._timing(),
-            *self._minimizing(),
-            *self._refining(),
-            *self._repeating(),
-            *self._rounds(),
+            *(f"- {note}" for note in self.notes()),
             f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
         ]
         if self.metric_before is not None and self.metric_after is not None:
@@ -193,6 +189,10 @@ class Report:
             left = by_reason(self.skipped, self.skipped_bytes, self.original.get("bytes", 0.0))
             lines += ["", "Left unchanged:", "", *(f"- {line}" for line in left)]
         return "\n".join(lines) + "\n"
+
+    def notes(self) -> list[str]:
+        """Return what this run did besides choosing, and what it found, a sentence each: times, refining, rounds."""
+        return [*self._timing(), *self._minimizing(), *self._refining(), *self._repeating(), *self._rounds()]
 
     def _resources(self) -> str:
         """Table of what the model took and takes."""
@@ -217,7 +217,7 @@ class Report:
         name, used, needed = (self.smallest[key] for key in ("resource", "usage", "at_least"))
         proof = "proven to be the smallest" if needed >= used else f"proven to need at least {amount(needed)}"
         return [
-            f"- smallest {name} with a predicted loss of at most {self.smallest['at_most']:g}: {amount(used)}, {proof}"
+            f"smallest {name} with a predicted loss of at most {self.smallest['at_most']:g}: {amount(used)}, {proof}"
         ]
 
     def _timing(self) -> list[str]:
@@ -227,7 +227,7 @@ class Report:
         before, predicted, measured = (f"{1000 * duration_s:.4g} ms" for duration_s in seconds)
         over = self.usage[LATENCY] > self.budgets.get(LATENCY, math.inf)
         note = "; the choice was made by measured times, as predicted it exceeds the budget" if over else ""
-        return [f"- time in the engine: {before} before, {predicted} predicted, {measured} measured{note}"]
+        return [f"time in the engine: {before} before, {predicted} predicted, {measured} measured{note}"]
 
     def _proof(self) -> str:
         """Describe what is proven about the choice."""
@@ -264,7 +264,7 @@ class Report:
         if not self.parts_moved:
             return []
         return [
-            f"- chosen again on all the data in the way that won on the held-out samples: "
+            f"chosen again on all the data in the way that won on the held-out samples: "
             f"{plural(self.parts_moved, 'part')} changed"
         ]
 
@@ -273,9 +273,9 @@ class Report:
         lines = []
         for name, _, loss, usage in self.rounds:
             used = ", ".join(f"{resource} {amount(use)}" for resource, use in usage.items())
-            lines.append(f"- {name}: loss {loss:.6g}, {used}")
+            lines.append(f"{name}: loss {loss:.6g}, {used}")
         if len(self.rounds) > 1 and (last := self.rounds[-1]).loss_predicted == self.loss_predicted:
-            lines.append(f"- parts: their bytes before are those of the network that {last.name} started from")
+            lines.append(f"parts: their bytes before are those of the network that {last.name} started from")
         return lines
 
     def _refining(self) -> list[str]:
@@ -283,10 +283,10 @@ class Report:
             return []
         before, after, steps = self.refined["loss_before"], self.refined["loss"], self.refined["steps"]
         if not steps:
-            return [f"- measured again around the choice: no better one found near it (loss {before:.6g})"]
+            return [f"measured again around the choice: no better one found near it (loss {before:.6g})"]
         changes = ", ".join(str(step["changes"]) for step in steps)
         return [
-            f"- measured again around the choice: loss {before:.6g} before, {after:.6g} after "
+            f"measured again around the choice: loss {before:.6g} before, {after:.6g} after "
             f"{plural(len(steps), 'round')} (parts changed: {changes}); the bound is the first prediction's"
         ]
 

@@ -112,6 +112,7 @@ def report_page(
         *(f'<p class="warning"><b>Warning:</b> {html.escape(text)}</p>' for text in report.warnings),
         _tiles(report),
         _resources(report),
+        _notes(report),
         section(
             "candidates", "Predicted against measured",
             "All candidates evaluated on the held-out samples; the star was taken. On the dotted line, prediction and "
@@ -214,6 +215,11 @@ def _parts(report: Report) -> str:
     ]
     heading = f"<h2>All parts ({len(rows)})</h2>"
     return heading + _table(("part", "choice", "bytes before", "after", "loss alone"), rows, words=2)
+
+
+def _notes(report: Report) -> str:
+    lines = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes())
+    return f"<ul>{lines}</ul>" if lines else ""
 
 
 def _skipped(report: Report) -> str:

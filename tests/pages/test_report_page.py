@@ -1,9 +1,11 @@
 """The page of a run: complete in itself, with every part and every warning."""
 
+import html
 import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -12,7 +14,10 @@ from torch import nn
 
 from qcompress import compress, prune_quantize
 from qcompress.cli import main
+from qcompress.guard import Candidate
 from qcompress.pages import write_report_page
+from qcompress.pages.report_page import report_page
+from qcompress.report import Report
 from solvers.sweep import sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -68,6 +73,16 @@ def test_names_are_escaped_and_every_part_is_listed(run):
     text = write_report_page(run).read_text()
     assert "run &lt;1&gt;" in text
     assert len(re.findall(r"<tr><td class=\"words\">[02]</td>", text)) == 2
+
+
+def test_what_the_run_did_besides_choosing_is_told_as_in_the_summary(run):
+    report = Report.load(run / "report.json")
+    rounds = tuple(Candidate(f"round {number}", 0.1, 0.2 / number, {"macs": 9.0}) for number in (1, 2))
+    smallest = {"resource": "bytes", "usage": 90.0, "at_least": 80.0, "at_most": 0.1}
+    told = replace(report, rounds=rounds, smallest=smallest, parts_moved=2)
+    assert len(told.notes()) >= 4
+    page, summary = report_page(told), told.to_markdown()
+    assert all(f"<li>{html.escape(note)}</li>" in page and f"- {note}\n" in summary for note in told.notes())
 
 
 def test_a_curve_of_other_budgets_adds_its_figure(run, tmp_path):
