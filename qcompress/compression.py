@@ -16,7 +16,7 @@ from qcompress.engines.export import ExportedFile
 from qcompress.engines.verify import Verification
 from qcompress.errors import OptionsError
 from qcompress.formulation import pair_strength
-from qcompress.measurement import Measurement
+from qcompress.measurement import Measurement, require_measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.measure import require_method
 from qcompress.measuring.options_by_layer import Offered
@@ -29,11 +29,12 @@ from qcompress.model.calibration import Calibration
 from qcompress.model.losses import LossFunction, as_loss
 from qcompress.model.modes import outside_modes
 from qcompress.model.samples import Split
+from qcompress.model.weights import layer_names
 from qcompress.options import Options, prune_quantize
 from qcompress.refinement import RefineStep
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
-from qcompress.scalars import as_number, as_whole, plain
+from qcompress.scalars import as_flag, as_number, as_whole, plain
 from qcompress.steps import Arguments, NoChoiceError, Request
 from qcompress.training.finetune import LEARNING_RATE, FinetuneProgress, require_training
 from qcompress.transforms.quantize.integer import IntegerProduct
@@ -222,11 +223,13 @@ def _within_file_budget(request: Request, run: RunFolder) -> Result:
 
 def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     """Check the arguments before any long step and return them as a request with its run folder."""
+    if given.measurement is not None:
+        require_measurement(given.measurement)
     require_method(given.method, given.granularity)
     checked_jobs(given.jobs)
     pair_strength(given.pairs)
     finetune_steps, learning_rate = plain(given.finetune_steps), plain(given.learning_rate)
-    if finetune_steps != 0:
+    if finetune_steps != 0 or isinstance(finetune_steps, bool):
         require_training(finetune_steps, learning_rate)
     if given.evaluate is not None and not callable(given.evaluate):
         raise OptionsError(f"evaluate must be a callable model -> float, found {given.evaluate!r}")
@@ -239,7 +242,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     steps.require_for_channels(given)
     engine = targeting.engine_for(calibration, given.target, given.output, given.budget, given.folder)
     if given.measurement is not None:
-        _require_fitting(calibration, given.measurement, given.options)
+        _require_fitting(calibration, given.measurement, (given.options, given.skip or None, given.only))
     if given.validation is not None:
         forwards.first_batch(forwards.checked_data(given.validation, "validation"), "validation")
     run = RunFolder(given.folder)
@@ -253,6 +256,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         budget=budget,
         loss_limit=loss_limit,
         solver=_ready(given.solver),
+        guard=as_flag(given.guard, "guard"),
         time_limit=None if given.time_limit is None else as_number(given.time_limit, "time_limit", above=0),
         rounds=as_whole(given.rounds, "rounds", least=1),
         refine_rounds=as_whole(given.refine_rounds, "refine_rounds", least=0),
@@ -265,6 +269,8 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         copied=steps.copied(calibration),  # the first forward pass, after all checks that need none
     )
     steps.require_taken(request)
+    if given.measurement is None:
+        request.offered.require_known(layer_names(request.copied))
     steps.require_times_that_add_up(request)
     if given.validation is not None:
         steps.require_fitting(request, given.validation)
@@ -348,14 +354,16 @@ def _ready(solver: SolverLike) -> Solver:
     return meant
 
 
-def _require_fitting(calibration: Calibration, measurement: Measurement, options: object) -> None:
+def _require_fitting(calibration: Calibration, measurement: Measurement, offer: Iterable[object]) -> None:
     """Check that a given measurement was made of this model with this loss.
 
     Raises:
         ModelError: it belongs to another model.
         OptionsError: it was made with another loss, or options were given as well.
     """
-    if options is not None:
-        raise OptionsError("a measurement has its own options: give options or measurement, not both")
+    if any(item is not None for item in offer):
+        raise OptionsError(
+            "a measurement has its own options: give options (with skip and only) or measurement, not both"
+        )
     require_measured(calibration.model, measurement.model_fingerprint)
     loss_of(measurement, calibration.loss)

@@ -24,9 +24,10 @@ from formulations.generators.prune_quantize import prune_quantize
 from qcompress import budgets
 from qcompress.errors import OptionsError
 from qcompress.interactions import pair_terms
-from qcompress.measurement import Measurement
+from qcompress.measurement import Measurement, require_measurement
 from qcompress.measuring.pair_terms import PAIR_STRENGTH, consistent_rows
 from qcompress.measuring.sums import error_of_sum
+from qcompress.scalars import as_whole
 
 CHANGES = "changes"
 """Name of the resource with which `formulate` counts changed parts."""
@@ -64,6 +65,7 @@ def formulate(
     >>> dict(formulate(measurement, {"bytes": 0.5}).budgets)
     {'bytes': 390.0}
     """
+    require_measurement(measurement)
     strength = pair_strength(pairs)
     measurement = budgets.with_resources(measurement, budget)
     limits = budgets.limits(measurement, budget)
@@ -72,7 +74,7 @@ def formulate(
         sizes = [len(options) for options in measurement.transforms]
         resources[CHANGES] = np.concatenate([np.ones(size) for size in sizes])
         resources[CHANGES][np.cumsum([0, *sizes[:-1]]) + measurement.standing] = 0.0
-        limits[CHANGES] = float(changes)
+        limits[CHANGES] = float(as_whole(changes, "changes", least=0))
     problem = prune_quantize(
         [part.name for part in measurement.parts],
         measurement.labels,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.resource_pairs import arrays_of, matrix_from
+from qcompress.errors import OptionsError
 from qcompress.model.composed import composed
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.opened import opened_of
@@ -40,6 +41,19 @@ def has_choice(options: Sequence[Transform]) -> bool:
 def without_choice(part: Part, why: str) -> Skipped:
     """Return the entry for a part that stays unchanged; an empty reason stands for options that do not fit."""
     return Skipped(name=part.name, size_bytes=part.target.dense_bytes, reason=why or NOTHING_FITS)
+
+
+def require_measurement(value: Any) -> None:
+    """Check that a value is a `Measurement`.
+
+    Raises:
+        OptionsError: it is something else, such as the path of one.
+    """
+    if not isinstance(value, Measurement):
+        raise OptionsError(
+            f"measurement must be a qcompress.Measurement, found {type(value).__name__} {value!r:.60}: "
+            "Measurement.load(path) reads one from its file"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

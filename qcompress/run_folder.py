@@ -9,7 +9,9 @@ new value is written, so a process that dies in between loses time but never mix
 
 import contextlib
 import logging
+import os
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -48,13 +50,15 @@ class Kept(Generic[Value]):
 class RunFolder:
     """The values of a run as files; with ``path`` None, nothing is stored.
 
+    The folder is made when the first step begins, so that a run that is refused before leaves nothing.
+
     Attributes:
         path: the folder, or None.
         wall_s: step → seconds it took over all attempts.
         last_files: file → "written", "replaced" or "reused", for the last run in the folder before this one.
 
     Raises:
-        OptionsError: the folder cannot be written, or holds a run of an earlier version.
+        OptionsError: the folder has no name or cannot be written, or holds a run of an earlier version.
         FileFormatError: the journal is incomplete.
 
     >>> import tempfile, pathlib
@@ -68,6 +72,8 @@ class RunFolder:
     """
 
     def __init__(self, path: AnyPath | None) -> None:
+        if path is not None and not os.fspath(path):
+            raise OptionsError("the name of the run folder is empty; '.' is the current folder")
         self.path = None if path is None else Path(path)
         self.wall_s: dict[str, float] = {}
         self.last_files: dict[str, str] = {}
@@ -140,6 +146,7 @@ class RunFolder:
     def save(self, file: str, save: Callable[[Path], object]) -> None:
         """Write what is made in every run, with ``save(path)``; without a folder nothing is written."""
         if self.path is not None:
+            self._write()
             save(self.path / file)
             self._note(file, WRITTEN)
 
@@ -211,17 +218,18 @@ class RunFolder:
         return {name: identity.digest for name, identity in identities.items()}
 
     def _open(self, path: Path) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if not (path / JOURNAL).exists():
-                if (path / _EARLIER).exists():
-                    raise OptionsError(
-                        f"{path} holds a run of an earlier version ({_EARLIER}), which cannot be resumed; choose "
-                        "another folder or delete this one"
-                    )
-                self._write()
-        except OSError as error:
-            raise OptionsError(f"the run folder {path} cannot be written: {error}") from error
+        if not (path / JOURNAL).exists():
+            if (path / _EARLIER).exists():
+                raise OptionsError(
+                    f"{path} holds a run of an earlier version ({_EARLIER}), which cannot be resumed; choose "
+                    "another folder or delete this one"
+                )
+            try:
+                place = next(folder for folder in (path, *path.parents) if folder.exists())
+                with tempfile.TemporaryDirectory(dir=place):
+                    return
+            except OSError as error:
+                raise OptionsError(f"the run folder {path} cannot be written: {error}") from error
         journal = FILE_KIND.read_json(path / JOURNAL)
         steps, files = journal.get("steps"), journal.get("files", {})
         if not (isinstance(steps, dict) and all(_is_entry(entry) for entry in steps.values())):
@@ -232,6 +240,7 @@ class RunFolder:
 
     def _write(self) -> None:
         if self.path is not None:
+            self.path.mkdir(parents=True, exist_ok=True)
             journal = {"steps": self._steps, "files": self._files, "output": self._output, "written": self._written}
             FILE_KIND.write_json(self.path / JOURNAL, journal)
 

@@ -39,6 +39,21 @@ def as_whole(value: Any, name: str, *, least: int) -> int:
     return number
 
 
+def as_flag(value: Any, name: str) -> bool:
+    """Return a boolean; nothing else is taken for one.
+
+    Raises:
+        OptionsError: ``value`` is none.
+
+    >>> as_flag(np.True_, "guard")
+    True
+    """
+    flag = plain(value)
+    if not isinstance(flag, bool):
+        raise OptionsError(f"{name} must be True or False, found {value!r}")
+    return flag
+
+
 def plain(value: Any) -> Any:
     """Return the Python number in a scalar of numpy or torch; anything else unchanged."""
     single = isinstance(value, np.generic) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0)

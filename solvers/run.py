@@ -92,6 +92,11 @@ def solve(
     ([0, 1], 1.0, 'OPTIMAL')
     """
     start = _checked_start(problem, time_limit, initial)
+    for name, flag in (("bound", bound), ("presolve", presolve), ("wait", wait)):
+        if not isinstance(flag, bool):
+            raise InvalidOptionError(f"{name} must be True or False, found {flag!r}")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+        raise InvalidOptionError(f"seed must be a whole number from 0, found {seed!r}")
     back_end = registry.configured(as_solver(solver), options)
     problem.require_reachable_budgets()
     back_end.require(problem)
@@ -128,7 +133,7 @@ def _checked_start(problem: Problem, time_limit: float | None, initial: ArrayLik
     """Check the problem, the time limit and the initial choice, and return the latter."""
     if not isinstance(problem, Problem):
         raise InvalidOptionError(f"solve takes a formulations.Problem, found {type(problem).__name__}")
-    if time_limit is not None and not (np.isfinite(time_limit) and time_limit > 0):
+    if time_limit is not None and (isinstance(time_limit, bool) or not (np.isfinite(time_limit) and time_limit > 0)):
         raise InvalidOptionError(f"time_limit must be a positive number of seconds, found {time_limit!r}")
     if initial is None:
         return None

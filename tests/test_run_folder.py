@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,20 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(OptionsError, match="cannot be written"):
         RunFolder(tmp_path / "file" / "run")
+
+
+def test_the_folder_is_made_with_the_first_step_and_has_a_name(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "deep" / "run")
+    assert not list(tmp_path.iterdir())
+    run.once("step", lambda _: "made", key={}, kept=KEPT)
+    assert (tmp_path / "deep" / "run" / "run.json").exists()
+    with pytest.raises(OptionsError, match=r"the name of the run folder is empty; '\.' is the current folder"):
+        RunFolder("")
+
+
+def test_a_value_that_every_run_makes_may_be_the_first(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run").save("note.txt", partial(write, "made"))
+    assert (tmp_path / "run" / "note.txt").read_text() == "made"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

@@ -1,15 +1,34 @@
 """What the caller gave is tried before anything is measured: the solver's kinds, tokens, losses, batches, metrics."""
 
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompress import compress, formulate, measure, prune_channels, prune_quantize, refine, solve
+from formulations import InfeasibleBudgetError
+from qcompress import (
+    TrueLoss,
+    apply,
+    apply_,
+    compress,
+    finetune,
+    formulate,
+    load_compressed,
+    low_rank,
+    measure,
+    prune_channels,
+    prune_quantize,
+    refine,
+    remeasure,
+    solve,
+    time_options,
+    verify,
+)
 from qcompress.errors import QcompressError
 from solvers import SolverError, UnsupportedProblemError
 from solvers.composites.portfolio import Portfolio
@@ -28,15 +47,18 @@ def inputs(count: int = 2) -> list[Tensor]:
     return [torch.randn(16, 6, generator=generator) for _ in range(count)]
 
 
-def refused(error: type[Exception], match: str, data: list[Tensor] | None = None, **arguments: Any) -> Exception:
+def refused(error: type[Exception] | tuple[type[Exception], ...], match: str, **arguments: Any) -> Exception:
     """Check that `compress` refuses the arguments before it encodes or measures, and leaves nothing behind."""
     told: list[object] = []
-    arguments = {"budget": {"bytes": 0.5}, "options": BITS, "time_limit": 5, **arguments}
-    with pytest.raises(error, match=match) as why:
-        compress(
-            network(), inputs() if data is None else data,
-            on_measure=told.append, on_encode=told.append, on_progress=told.append, **arguments,
-        )  # fmt: skip
+    arguments = {"budget": {"bytes": 0.5}, "options": BITS, "time_limit": 5, "data": inputs(), **arguments}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "runs" / "one"
+        with pytest.raises(error, match=match) as why:
+            compress(
+                network(), on_measure=told.append, on_encode=told.append, on_progress=told.append,
+                **{"folder": folder, **arguments},
+            )  # fmt: skip
+        assert not list(Path(place).iterdir())
     assert not told
     return why.value
 
@@ -194,3 +216,90 @@ def test_a_metric_is_taken_once_of_the_original_and_once_of_the_result(tmp_path:
         assert math.floor(before) + 1 == math.floor(after)
     plain = compress(model, inputs(), budget={"bytes": 0.5}, options=BITS, solver="greedy")
     assert plain.report.loss_measured == result.report.loss_measured
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"guard": "yes"}, {"guard": 0}, {"finetune_steps": True}, {"finetune_steps": False}, {"granularity": True},
+        {"finetune_steps": 1, "learning_rate": True}, {"finetune_steps": 1, "learning_rate": math.inf},
+        {"refine_rounds": -1}, {"rounds": True}, {"data": []}, {"solver": "gredy"}, {"time_limit": True},
+        {"time_limit": -1}, {"seed": True}, {"loss": "l1"}, {"budget": {"bytes": True}}, {"budget": {"bytes": 1e-9}},
+        {"folder": ""}, {"validation": []}, {"jobs": 0}, {"measurement": "x.npz", "options": None},
+        {"skip": "zzz*"}, {"only": "zzz*"}, {"options": {"zzz*": BITS}}, {"only": "zzz*", "options": prune_channels()},
+        {"minimize": "bytes", "budget": {"loss": 0.1}, "only": "zzz*"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_request_that_is_refused_leaves_nothing_behind(
+    wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    why = refused((QcompressError, SolverError, InfeasibleBudgetError), "found|no|empty|budget", **wrong)
+    if "zzz*" in str(wrong):
+        assert "no layer has a name like 'zzz*'; there are: 0" in str(why)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_beside_a_measurement_are_refused_in_all_their_forms() -> None:
+    measurement = measure(network(), inputs(), BITS)
+    for more in ({"options": BITS}, {"options": None, "skip": "0"}, {"options": None, "only": "0"}):
+        refused(QcompressError, "a measurement has its own options", measurement=measurement, **more)
+
+
+def test_only_booleans_are_taken_for_booleans() -> None:
+    measurement = measure(network(), inputs(), BITS)
+    problem = formulate(measurement, {"bytes": 0.5})
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("whitened", lambda: low_rank(whitened="no")),  # type: ignore[arg-type]
+        ("packed", lambda: load_compressed("model.safetensors", network, packed="no")),  # type: ignore[arg-type]
+        ("memory", lambda: verify("x.onnx", network(), inputs(), target="onnxruntime", memory=1)),  # type: ignore[arg-type]
+        *((name, lambda name=name: solve(problem, "greedy", **{name: "no"})) for name in ("bound", "presolve", "wait")),
+    ]
+    for name, call in calls:
+        with pytest.raises((QcompressError, SolverError), match=f"{name} must be True or False, found"):
+            call()
+
+
+def test_booleans_are_not_taken_for_numbers() -> None:
+    model, data = network(), inputs()
+    measurement = measure(model, data, BITS)
+    problem = formulate(measurement, {"bytes": 0.5})
+    calls: list[Callable[[], object]] = [
+        lambda: solve(problem, "anneal", seed=True),
+        lambda: solve(problem, "anneal", seed=1.5),  # type: ignore[call-overload]
+        lambda: solve(problem, "greedy", time_limit=True),
+        lambda: formulate(measurement, {"bytes": 0.5}, changes=True),
+        lambda: finetune(model, data, True, teacher=model),
+        lambda: finetune(model, data, 2, teacher=model, patience=True),
+        lambda: finetune(model, data, 2, teacher=model, patience=1.5),  # type: ignore[arg-type]
+        lambda: finetune(model, data, 2, teacher=model, learning_rate="1"),  # type: ignore[arg-type]
+        lambda: time_options(model, measurement, data[0], repeats=True),
+        lambda: measure(model, data, BITS, granularity=True),
+    ]
+    for call in calls:
+        with pytest.raises((QcompressError, SolverError), match="number|takes steps"):
+            call()
+
+
+def test_a_path_in_place_of_a_measurement_or_solution_says_what_reads_it() -> None:
+    model, data, measurement = network(), inputs(), measure(network(), inputs(), BITS)
+    problem = formulate(measurement, {"bytes": 0.5})
+    solution, path = solve(problem, "greedy"), cast(Any, "x.npz")
+    calls: list[Callable[[], object]] = [
+        lambda: formulate(path, {"bytes": 0.5}),
+        lambda: compress(model, data, budget={"bytes": 0.5}, measurement=path),
+        lambda: apply(model, path, solution),
+        lambda: apply_(model, path, solution),
+        lambda: time_options(model, path, data[0]),
+        lambda: refine(model, data, path, problem, cast(Any, solution.choice)),
+        lambda: remeasure(model, data, path, cast(Any, solution.choice)),
+        lambda: TrueLoss(model, path, data),
+    ]
+    for call in calls:
+        with pytest.raises(
+            QcompressError, match=r"measurement must be .*, found str 'x.npz': Measurement.load\(path\)"
+        ):
+            call()
+    with pytest.raises(QcompressError, match=r"solution must be .*, found str: Solution.load\(path\)"):
+        apply(model, measurement, path)

@@ -14,8 +14,8 @@ from torch import nn
 from qcompress.compressed.channels import remove_chosen_
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_
-from qcompress.errors import ModelError
-from qcompress.measurement import Measurement
+from qcompress.errors import ModelError, OptionsError
+from qcompress.measurement import Measurement, require_measurement
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.calibration import require_changeable
 from qcompress.model.composed import compose_
@@ -96,6 +96,12 @@ def chosen_transforms(model: nn.Module, measurement: Measurement, solution: Solu
     Raises:
         ModelError: the model, the measurement and the solution do not belong together.
     """
+    require_measurement(measurement)
+    if not isinstance(solution, Solution):
+        raise OptionsError(
+            f"solution must be a qcompress.Solution, found {type(solution).__name__}: Solution.load(path) reads one "
+            "from its file"
+        )
     if solution.choice is None:
         raise ModelError(
             f"the solution of solver {solution.solver!r} holds no choice (status {solution.status}), so there is "

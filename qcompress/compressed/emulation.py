@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qcompress.compressed.apply import choice_of, put_, require_measured
 from qcompress.compressed.copying import own_copy
-from qcompress.measurement import Measurement
+from qcompress.measurement import Measurement, require_measurement
 from qcompress.transforms.base import Keep, Weight
 
 
@@ -31,6 +31,7 @@ class Emulation:
     """
 
     def __init__(self, model: nn.Module, measurement: Measurement) -> None:
+        require_measurement(measurement)
         require_measured(model, measurement.model_fingerprint)
         self.model = own_copy(model).eval()
         self._measurement, self._whole = measurement, self.model

@@ -40,6 +40,7 @@ from qcompress.model.composed import compose_
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.model.tensors import bytes_of, digest_of, held_tensors
+from qcompress.scalars import as_flag
 from qcompress.transforms.base import Keep, Weight
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -125,6 +126,7 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
         ArtefactError: the file is truncated, of another kind or from a newer version, the architecture differs (the
             message says where), or the loaded model differs from the saved one.
     """
+    packed = as_flag(packed, "packed")
     contents, digest = container.read(path)
     model = model_factory()
     if not isinstance(model, nn.Module):

@@ -22,6 +22,7 @@ from qcompress.errors import DataError, EngineError, ModelError
 from qcompress.model import forward as forwards
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import opened_of
+from qcompress.scalars import as_flag
 
 BY_ITSELF = (
     "An engine runs model(batch), without forward=: give batches that the model takes, or a module around it that "
@@ -87,7 +88,7 @@ def verify(
         MissingError: a package of the engine is missing.
         FileNotFoundError: there is no such file.
     """
-    engine, model, file = as_engine(target), model_of(model_or_result), Path(path)
+    engine, model, file, memory = as_engine(target), model_of(model_or_result), Path(path), as_flag(memory, "memory")
     if not file.exists():
         raise FileNotFoundError(2, "there is no such file", str(file))
     batches = list(forwards.checked_data(data))

@@ -29,8 +29,7 @@ from formulations.files import AnyPath
 from formulations.resource_pairs import arrays_of, matrix_from
 from qcompress.compressed.apply import require_measured
 from qcompress.compressed.factored import factored
-from qcompress.errors import OptionsError
-from qcompress.measurement import Measurement
+from qcompress.measurement import Measurement, require_measurement
 from qcompress.measuring import stopwatch
 from qcompress.measuring.channel_latency import channels_timed
 from qcompress.measuring.stopwatch import TimingProgress
@@ -38,6 +37,7 @@ from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.batches import require_samples
 from qcompress.model.composed import composed
+from qcompress.scalars import as_whole
 from qcompress.transforms.base import Target, Transform
 
 LATENCY = "latency_s"
@@ -85,9 +85,9 @@ def time_options(
     >>> list(formulate(timed, {"latency_s": 0.8, "bytes": 0.5}).budgets)
     ['latency_s', 'bytes']
     """
+    require_measurement(measurement)
     require_measured(model, measurement.model_fingerprint)
-    if not (isinstance(repeats, int) and repeats >= 1):
-        raise OptionsError(f"repeats must be a whole number from 1, found {repeats!r}")
+    repeats = as_whole(repeats, "repeats", least=1)
     timed = channels_timed if measurement.sets else _layers_timed
     with composed(model), forwards.evaluating(model), torch.no_grad():
         with forwards.first_pass(batch, "the batch"):

@@ -304,7 +304,7 @@ def require_method(method: str, granularity: str | int) -> None:
     """
     if method not in METHODS:
         raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
-    if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
+    if granularity != "layer" and (type(granularity) is not int or granularity < 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
 
 

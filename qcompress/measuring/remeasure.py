@@ -17,7 +17,7 @@ from torch import nn
 from formulations.files import AnyPath
 from qcompress.compressed.emulation import Emulation
 from qcompress.errors import OptionsError
-from qcompress.measurement import Measurement
+from qcompress.measurement import Measurement, require_measurement
 from qcompress.measuring.accumulation import accumulate
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.progress import MeasureProgress
@@ -152,6 +152,7 @@ def loss_of(measurement: Measurement, loss: str | LossFunction | Loss | None) ->
     Raises:
         OptionsError: it is a callable that was not given, or a different loss was given.
     """
+    require_measurement(measurement)
     if loss is None and not is_named(measurement.loss):
         raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}: pass that callable as loss=")
     asked = as_loss(measurement.loss if loss is None else loss)

@@ -152,7 +152,7 @@ def survey(
         OptionsError: the granularity is invalid.
         DataError: there is no sample.
     """
-    if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
+    if granularity != "layer" and (type(granularity) is not int or granularity < 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
     weights, skipped = find_weights(model)
     _require_finite(weights)

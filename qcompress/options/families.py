@@ -5,7 +5,7 @@ from typing import Any
 
 from qcompress.errors import OptionsError
 from qcompress.options.base import Options
-from qcompress.scalars import plain
+from qcompress.scalars import as_flag, plain
 from qcompress.transforms.base import Offer
 from qcompress.transforms.channels import KeepChannels
 from qcompress.transforms.low_rank.factors import RankRule
@@ -110,7 +110,7 @@ def low_rank(
              for count in (counts if kind == "sliced" else [1])]  # fmt: skip
     return Options(
         tuple(
-            RankRule(by=by, value=value, form=form, slices=count, whitened=whitened)
+            RankRule(by=by, value=value, form=form, slices=count, whitened=as_flag(whitened, "whitened"))
             for form, count in forms
             for by, value in rules
         )

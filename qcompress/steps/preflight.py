@@ -122,7 +122,7 @@ def require_possible(request: Request) -> None:
         InfeasibleBudgetError: names each such resource, the requested budget and the smallest possible use.
         EngineError: the engine runs none of the options; the message says why.
     """
-    if request.measurement is not None or request.minimize is not None or offers_channels(request.offered):
+    if not is_surveyed(request):
         return
     calibration = request.calibration
     inventory = survey(
@@ -169,6 +169,11 @@ def require_possible(request: Request) -> None:
         hint = remedy(problem, asked_of, original) + fixed_use(problem, inventory, kept)
         error.args = (f"{error}{hint}{not_lowered(problem, inventory, kept)}{_not_fitting(request, inventory)}",)
         raise
+
+
+def is_surveyed(request: Request) -> bool:
+    """Whether `require_possible` looks at the first batch."""
+    return request.measurement is None and request.minimize is None and not offers_channels(request.offered)
 
 
 def _run_by(

@@ -18,10 +18,10 @@ from qcompress.measuring.channels import CODES, offers_channels
 from qcompress.measuring.removals import on_offer
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
-from qcompress.model.losses import CallableLoss
 from qcompress.model.steady import steady
 from qcompress.scalars import as_number
 from qcompress.steps.opened import first_of
+from qcompress.steps.preflight import is_surveyed
 from qcompress.steps.request import Request
 
 
@@ -55,13 +55,13 @@ def _paired_budgets(request: Request) -> list[str]:
 
 
 def require_loss(request: Request) -> None:
-    """Check a function of the caller as loss on the first batch, if no measurement is going to do so.
+    """Check that the loss can compare outputs for the first batch, if `require_possible` does not do so.
 
     Raises:
-        ModelError: it fails, does not return one finite number per sample, or has no gradient.
+        ModelError: it cannot; or a function of the caller fails, or has no finite value and gradient per sample.
     """
     calibration, model = request.calibration, request.copied
-    if request.measurement is None or not isinstance(calibration.loss, CallableLoss):
+    if is_surveyed(request):
         return
     batch = first_of(model, calibration.first_batch())
     with forwards.evaluating(model), torch.no_grad():

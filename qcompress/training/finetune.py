@@ -270,7 +270,9 @@ def require_training(steps: int, learning_rate: float, patience: int = 1) -> Non
     Raises:
         OptionsError: steps or patience are below 1, or the learning rate is not above 0.
     """
-    if not (isinstance(steps, int) and steps >= 1 and patience >= 1 and learning_rate > 0):
+    numbers = ((steps, int), (patience, int), (learning_rate, (int, float)))
+    known = all(isinstance(value, kind) and not isinstance(value, bool) for value, kind in numbers)
+    if not (known and steps >= 1 and patience >= 1 and 0 < learning_rate < math.inf):
         raise OptionsError(
             f"fine-tuning takes steps and patience from 1 and a learning rate above 0, found steps={steps!r}, "
             f"patience={patience!r}, learning_rate={learning_rate!r}"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qcompress.errors import OptionsError
+from qcompress.scalars import as_flag
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight, moments_missing
 from qcompress.transforms.column_blocks import times
 from qcompress.transforms.low_rank.forms import (
@@ -65,7 +66,7 @@ class _Factored(Offer):
         if (slices > 1) != (self.form == "sliced"):
             raise OptionsError(f"'sliced' takes 2 slices or more, the other kinds 1; found {slices} for {self.form!r}")
         object.__setattr__(self, "slices", slices)
-        object.__setattr__(self, "whitened", bool(self.whitened))
+        object.__setattr__(self, "whitened", as_flag(self.whitened, "whitened"))
 
     def needs_moments(self, target: Target) -> bool:
         """Whether it is whitened or its factors are compensated, and it fits the layer."""
