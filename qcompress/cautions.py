@@ -77,14 +77,15 @@ def of_split(split: Split, *, given: bool) -> Iterator[str]:
 
 def of_prediction(loss: str, predicted: float, seen: float, helps: str) -> Iterator[str]:
     """Warn if the prediction did not hold on the held-out samples; ``helps`` is the result of `what_helps`."""
-    low, high = sorted((predicted, seen))
+    low, high = sorted((abs(predicted), abs(seen)))
+    ratio = high / low if predicted * seen > 0 else math.inf
     limits = ((FACTOR, LEAST_NATS), (FAR, LEAST_NATS_FAR)) if loss.startswith("kl") else ((FACTOR, 0.0),)
-    if any(high - low > least and not (low > 0 and high <= factor * low) for factor, least in limits):
-        ratio = f"{high / low:.3g} times" if low > 0 else "not"
+    if any(abs(seen - predicted) > least and ratio > factor for factor, least in limits):
         worse = "more" if seen > predicted else "less"
+        factor_words = f" (a factor of {ratio:.3g})" if ratio < math.inf else ""
         yield (
-            f"the loss on held-out samples, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g} "
-            f"({ratio} as much): the proof is of the prediction only. What helps: {helps}"
+            f"the loss on held-out samples, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g}"
+            f"{factor_words}: the proof is of the prediction only. What helps: {helps}"
         )
 
 

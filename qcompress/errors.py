@@ -2,7 +2,8 @@
 
 QcompressError
 ├── ModelError       (ValueError)  no supported layer, an output that is not a tensor, another model than was measured
-│   └── NoChannelsError            no channel that can be removed
+│   ├── NoChannelsError            no channel that can be removed
+│   └── NotFiniteError             an output that holds NaN or infinity
 ├── DataError        (ValueError)  calibration data that is empty, cannot be read twice or is not finite
 ├── OptionsError     (ValueError)  options that do not exist or do not fit
 ├── ArtefactError    (ValueError)  a compressed-model file that is incomplete or does not fit the model
@@ -24,6 +25,10 @@ class ModelError(QcompressError, ValueError):
 
 class NoChannelsError(ModelError):
     """A model without a channel that can be removed."""
+
+
+class NotFiniteError(ModelError):
+    """A model whose output holds NaN or infinity."""
 
 
 class DataError(QcompressError, ValueError):

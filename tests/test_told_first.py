@@ -303,3 +303,15 @@ def test_a_path_in_place_of_a_measurement_or_solution_says_what_reads_it() -> No
             call()
     with pytest.raises(QcompressError, match=r"solution must be .*, found str: Solution.load\(path\)"):
         apply(model, measurement, path)
+
+
+@pytest.mark.parametrize("options", [prune_channels(), prune_channels(keep=(0.5,)) + BITS])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_budget_that_channels_cannot_keep_says_which_stay_and_why(options: Any, given: bool) -> None:
+    measurement = measure(network(), inputs(), options) if given else None
+    with pytest.raises(InfeasibleBudgetError, match=r"macs needs at least \d+%") as why:
+        compress(
+            network(), inputs(), budget={"macs": 0.01}, options=None if given else options, measurement=measurement
+        )
+    if not given or not measurement or not measurement.coded:  # with codes a measurement lists what has neither
+        assert str(why.value).endswith(". The channels of some layers stay (5: it reaches the output)")

@@ -182,6 +182,21 @@ def test_losses_that_differ_by_more_than_the_factor_are_told(predicted: float, s
     assert bool(list(of_prediction("kl", predicted, seen, ""))) == told
 
 
+@pytest.mark.parametrize(
+    ("predicted", "seen", "words"),
+    [
+        (-0.0245, -0.2497, "-0.2497, is less than the predicted one, -0.0245 (a factor of 10.2): the proof"),
+        (-0.2497, -0.0245, "-0.0245, is more than the predicted one, -0.2497 (a factor of 10.2): the proof"),
+        (0.3, 0.1, "0.1, is less than the predicted one, 0.3 (a factor of 3): the proof"),
+        (-0.1, 0.1, "0.1, is more than the predicted one, -0.1: the proof"),
+        (-0.24, -0.25, ""),
+    ],
+)
+def test_losses_that_fall_are_compared_by_their_size(predicted: float, seen: float, words: str) -> None:
+    told = " ".join(of_prediction("mine", predicted, seen, "patience"))
+    assert (words in told) if words else not told
+
+
 @pytest.mark.parametrize(("scale", "told"), [(1.0, False), (200.0, True)])
 def test_a_network_that_is_sure_of_all_held_out_samples_is_told(scale: float, told: bool) -> None:
     model = seeded(Residual)

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qcompress.errors import DataError, ModelError, QcompressError
+from qcompress.errors import DataError, ModelError, NotFiniteError, QcompressError
 from qcompress.model import plain_state
 from qcompress.model.batches import require_samples
 from qcompress.model.decoder_inputs import require_decoder_mask
@@ -144,7 +144,7 @@ def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tens
     if bool((output.detach() == -math.inf).any()):  # logits of excluded classes
         output = output.clamp(min=RULED_OUT)
     if not bool(torch.isfinite(output.detach()).all()):
-        raise ModelError("the model's output holds NaN or infinity; check the weights and the calibration data")
+        raise NotFiniteError("the model's output holds NaN or infinity; check the weights and the calibration data")
     return output.as_subclass(Tensor) if type(output) is not Tensor else output
 
 

@@ -13,6 +13,7 @@ from qcompress.engines.in_time import TOLERANCE, Seconds, without_time_budget
 from qcompress.formulation import formulate
 from qcompress.guard import Guarded, Seen, guard, kept_loss
 from qcompress.measurement import Measurement
+from qcompress.measuring.removals import on_offer
 from qcompress.model.opened import opened_of
 from qcompress.opened_guard import OpenedKeptLoss
 from qcompress.proposals import SOLVER, Proposal, feasible_settings, proposals, reference
@@ -47,10 +48,26 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement, *, ti
     except InfeasibleBudgetError as error:
         hint = remedy(problem, request.budget, measurement.original)
         hint += fixed_use(problem, measurement, measurement.kept) + not_lowered(problem, measurement, measurement.kept)
+        hint += _channels_that_stay(request, measurement)
         error.args = (f"{error}{hint}",)
         raise
     run.save("problem.npz", problem.save)
     return problem
+
+
+def _channels_that_stay(request: Request, measurement: Measurement, most: int = 5) -> str:
+    """Name the layers whose channels stay, and why; empty if no channels are on offer, or all are."""
+    if not measurement.sets:
+        return ""
+    kept = {item.name: item.reason for item in measurement.skipped}
+    if request.measurement is None:
+        calibration = request.calibration
+        _, kept = on_offer(request.copied, calibration.data, calibration.forward, request.offered)
+    if not kept:
+        return ""
+    named = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:most])
+    more = f"; and {len(kept) - most} more" if len(kept) > most else ""
+    return f". The channels of some layers stay ({named}{more})"
 
 
 def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse | None:

@@ -11,6 +11,7 @@ one.
 """
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -27,7 +28,7 @@ from formulations.files import AnyPath
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.packed import is_packed
 from qcompress.compressed.record import record_of
-from qcompress.errors import ModelError, OptionsError
+from qcompress.errors import ModelError, NotFiniteError, OptionsError
 from qcompress.identity import identify, identify_batches
 from qcompress.measuring.accumulation import SAVE_EVERY_S
 from qcompress.model import forward as forwards
@@ -52,6 +53,7 @@ VALIDATED = 4
 """Number of batches of the data used for validation if no validation batches are given."""
 
 Model = TypeVar("Model", bound=nn.Module)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,8 @@ def finetune(
         cache: checkpoint file, from which an interrupted training resumes; it is deleted when the training is finished.
         on_progress: called at every evaluation, the first of which is before any step.
 
-    Ctrl-C ends the training with the best weights so far; with a cache, the same call resumes it.
+    Ctrl-C ends the training with the best weights so far; with a cache, the same call resumes it. A training whose
+    outputs become NaN or infinite ends there, also with the best weights so far.
 
     Raises:
         OptionsError: there are no steps, the loss needs a teacher but there is none, or a number is outside its range.
@@ -160,6 +163,10 @@ class _Schedule:
     patience: int
 
 
+class _DivergedError(ModelError):
+    """The student's output or loss is not finite; before the first step, the model itself is at fault."""
+
+
 class _Objective:
     """The function to minimize: the student's loss, relative to the teacher's outputs if any, and a penalty."""
 
@@ -178,14 +185,20 @@ class _Objective:
     def of_batch(self, batch: Any) -> Tensor:
         """Return the mean over a batch, with gradients."""
         mean = self._losses(batch, self._taught(batch)).mean()
-        return mean if self._penalty is None else mean + self._penalty(self.student)
+        mean = mean if self._penalty is None else mean + self._penalty(self.student)
+        if not bool(mean.isfinite()):
+            raise _DivergedError("the loss of the model in training is NaN or infinite")
+        return mean
 
     def validated(self) -> float:
         """Return the mean over the validation batches."""
         with torch.no_grad():
             losses = [self._losses(batch, reference) for batch, reference in self._looked_at]
             added = 0.0 if self._penalty is None else float(self._penalty(self.student))
-        return float(torch.cat(losses).double().mean()) + added
+        mean = float(torch.cat(losses).double().mean()) + added
+        if not math.isfinite(mean):
+            raise _DivergedError("the loss of the model in training is NaN or infinite on the validation batches")
+        return mean
 
     def _taught(self, batch: Any) -> Tensor | None:
         if self._teacher is None:
@@ -195,8 +208,11 @@ class _Objective:
 
     def _losses(self, batch: Any, reference: Tensor | None) -> Tensor:
         loss = self.calibration.loss
-        with forwards.first_pass(batch, "a batch"):
-            output = forwards.run(self.student, batch, self.calibration.forward)
+        try:
+            with forwards.first_pass(batch, "a batch"):
+                output = forwards.run(self.student, batch, self.calibration.forward)
+        except NotFiniteError as error:
+            raise _DivergedError(str(error)) from error
         if reference is None:
             assert isinstance(loss, CallableLoss)  # noqa: S101
             return loss.values(output, batch)
@@ -259,6 +275,12 @@ def _train(
                 last_save = time.perf_counter()
     except KeyboardInterrupt:
         cut = True
+    except _DivergedError as error:
+        if not standing.step:
+            raise
+        _logger.warning(
+            "fine-tuning ends at step %d of %d, a lower learning rate helps: %s", standing.step, steps, error
+        )
     trained.finish_(before if standing.kept is None else standing.kept, changed=standing.kept is not None)
     if file is not None and not cut:
         file.path.unlink(missing_ok=True)

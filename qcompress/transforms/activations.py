@@ -6,6 +6,7 @@ outside the range are clipped. Invariants: 0 stays 0, rounding is idempotent, an
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from qcompress.errors import NotFiniteError
 
 LEVELS = 255
 
@@ -88,6 +91,8 @@ class Activations:
         if self.inputs is not None:
             return self.inputs.rounded(values)
         low, high = (float(end) for end in torch.aminmax(values.detach()))
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise NotFiniteError("the inputs of a layer that rounds them hold NaN or infinity")
         span = Range(low, high)
         return _through(values, span.step, span.zero)
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import qcompress
-from qcompress import low_rank, prune_quantize
+from qcompress import integer_products, low_rank, prune_quantize
 from qcompress.compressed.record import record_of
-from qcompress.errors import DataError, OptionsError
+from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.training.finetune import finetune
 from qcompress.training.stable_rank import stable_rank
 from qcompress.transforms.base import Keep
@@ -296,3 +296,32 @@ def test_embeddings_with_sparse_gradients_are_trained_as_any_other(dtype):
         tuned.append(finetune(small, batches, 5, teacher=model, patience=5))
     for name, weight in tuned[0].state_dict().items():
         assert torch.equal(weight, tuned[1].state_dict()[name])
+
+
+@pytest.mark.parametrize("rate", [1e6, 1e30])
+@pytest.mark.parametrize("loss", ["kl", lambda output, batch: output.square().sum(1).exp()])
+@pytest.mark.parametrize("options", [OPTIONS["quantized"], OPTIONS["composed"], integer_products(("dynamic",))])
+def test_a_training_that_diverges_ends_with_the_best_so_far(data, rate, loss, options, caplog):
+    original = network()
+    small = compressed(original, data, options)
+    teacher = original if loss == "kl" else None
+    seen = []
+    tuned = finetune(small, data, 40, teacher=teacher, loss=loss, learning_rate=rate, on_progress=seen.append)
+    assert min(item.best for item in seen) == seen[-1].best
+    assert kl(original, tuned, data) == kl(original, small, data) or seen[-1].best < seen[0].before
+    assert record_of(tuned) is not None
+    assert all(value.isfinite().all() for value in tuned.state_dict().values())
+    if rate == 1e30:
+        assert "a lower learning rate helps" in caplog.text
+
+
+def test_a_model_that_is_not_finite_before_training_is_still_refused(data):
+    model = network()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        finetune(model, data, 2, teacher=network())
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        finetune(network(), data, 2, teacher=model)
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        finetune(network(), data, 2, loss=lambda output, batch: output.sum(1) * float("nan"))
