@@ -237,8 +237,10 @@ def test_the_smallest_model_for_a_loss_that_loses_more_on_other_samples_says_so(
 def test_a_run_that_is_cut_goes_on_with_the_guards_choice_and_its_files_are_of_that_choice(tmp_path: Path) -> None:
     model, data = seeded(Residual), batches()
 
-    def cut(_: nn.Module) -> float:
-        raise KeyboardInterrupt
+    def cut(evaluated: nn.Module) -> float:
+        if evaluated is not model:
+            raise KeyboardInterrupt
+        return 0.5
 
     with pytest.raises(KeyboardInterrupt):
         compress(model, data, **QUICK, folder=tmp_path, evaluate=cut)
@@ -412,7 +414,9 @@ def test_a_run_that_is_cut_while_or_after_it_is_fitted_anew_goes_on_as_if_it_had
             compress(model, data, **COMPENSATED, folder=tmp_path)
     assert not (tmp_path / "refitted.npz").exists()
     with pytest.raises(KeyboardInterrupt):
-        compress(model, data, **COMPENSATED, folder=tmp_path, evaluate=cut)
+        compress(
+            model, data, **COMPENSATED, folder=tmp_path, evaluate=lambda smaller: 0.5 if smaller is model else cut()
+        )
     assert len(passes) == 2
     monkeypatch.setattr("qcompress.measuring.refit.second_moments", cut)
     resumed = compress(model, data, **COMPENSATED, folder=tmp_path)

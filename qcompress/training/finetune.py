@@ -253,12 +253,8 @@ def _train(
     try:
         tell(standing.best)
         for batch in _from(objective.calibration.data, standing.step, steps, objective.calibration.seed):
-            optimiser.zero_grad()
-            with trained.stored():
-                objective.of_batch(batch).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            _step(objective, trained, optimiser, batch)
             rates.step()
-            trained.prune_()
             standing.step += 1
             if standing.step % every and standing.step < steps:
                 continue
@@ -284,6 +280,15 @@ def _train(
     trained.finish_(before if standing.kept is None else standing.kept, changed=standing.kept is not None)
     if file is not None and not cut:
         file.path.unlink(missing_ok=True)
+
+
+def _step(objective: _Objective, trained: Trained, optimiser: WideAdam, batch: Any) -> None:
+    """Move the weights once; pruned ones stay zero."""
+    optimiser.zero_grad()
+    with trained.stored():
+        objective.of_batch(batch).backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    trained.prune_()
 
 
 def require_training(steps: int, learning_rate: float, patience: int = 1) -> None:
