@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations import Problem
+from formulations.interrupts import is_interrupt
 from formulations.reductions.presolve import reduce_problem
 from formulations.reductions.scaling import normal_form, scaled
 from solvers import registry
@@ -124,7 +125,9 @@ def conduct(search: Search, back_end: Solver, *, bound: bool = False, presolve: 
             search.offer(search.initial)
         attack = partial(_run_reduced, back_end=back_end, bound=bound, presolve=presolve)
         search_evenly(search, attack, reducible=back_end.presolved)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        if not is_interrupt(error):
+            raise
         stop_reason = StopReason.INTERRUPTED
     return search.solution(stop_reason, back_end.option_values)
 

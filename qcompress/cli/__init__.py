@@ -2,7 +2,8 @@
 
     MODEL DATA ──measure──▶ measurement.npz ──formulate──▶ problem.npz ──solve──▶ solution.json ──apply──▶ model file
 
-Results go to stdout, progress and errors to stderr; with ``--json``, stdout contains nothing but JSON. An error is one
+Results go to stdout, progress and errors to stderr; with ``--json``, stdout contains nothing but JSON. If a file is to
+be written to ``/dev/stdout``, stdout contains nothing but this file, and results go to stderr too. An error is one
 line with exit code 2 (invalid command line) or 1 (anything else); ``--debug`` shows the traceback. Above the error of
 impossible budgets stands the reason, which ``--json`` prints on stdout under ``infeasibility``. Ctrl-C ends with exit
 code 130. The commands contain no logic: each calls one function of the library, imported only when it runs.
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 import qcompress
+from formulations.interrupts import is_interrupt
 from qcompress.cli import (
     apply,
     compare,
@@ -35,7 +37,7 @@ from qcompress.cli import (
     sweep,
     verify,
 )
-from qcompress.cli.console import INTERRUPTED, complain
+from qcompress.cli.console import INTERRUPTED, complain, leaving_stdout_to_files
 
 EPILOG = "Errors are one line; add --debug for the traceback. Every command has its own --help."
 
@@ -82,10 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        result = app(words or ["--help"], prog_name="qcompress", standalone_mode=False)
+        with leaving_stdout_to_files(words):
+            result = app(words or ["--help"], prog_name="qcompress", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except Exception as error:
+        if is_interrupt(error):
+            return complain("interrupted", INTERRUPTED)
         if debug:
             raise
         return complain(error)

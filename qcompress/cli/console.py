@@ -24,6 +24,20 @@ out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 
 err = Console(stderr=True)
 
 
+STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+@contextlib.contextmanager
+def leaving_stdout_to_files(words: Iterable[str]) -> Iterator[None]:
+    """Print results on stderr if one of the command line's words names stdout as a file: text would corrupt that."""
+    before = out.stderr
+    out.stderr = any(word.endswith(STDOUT) for word in words)
+    try:
+        yield
+    finally:
+        out.stderr = before
+
+
 def say(text: str) -> None:
     """Print a progress message on stderr."""
     err.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)

@@ -62,7 +62,8 @@ def export(
     require_samples(example, "the example")
     with drafting(goal) as draft:
         engine.write(model, draft, example)
-    return ExportedFile(path=goal, size_bytes=size_on_disk(goal))
+        size_bytes = size_on_disk(draft)  # a pipe or device has no size afterwards
+    return ExportedFile(path=goal, size_bytes=size_bytes)
 
 
 def require_free(engine: Engine, goal: Path, *, own: bool = False) -> None:

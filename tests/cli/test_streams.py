@@ -160,3 +160,30 @@ def test_progress_is_drawn_on_a_terminal_only(run: Callable[[str, list[str]], tu
     drawn = {kind: run(kind, [*words, "--output", f"run-{kind}"])[2] for kind in SINKS}
     assert "\x1b[" in drawn["terminal"]
     assert not any("\x1b[" in drawn[kind] or "\r" in drawn[kind] for kind in ("pipe", "file"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file"])
+def test_a_file_written_to_stdout_is_alone_there(
+    kind: str, run: Callable[[str, list[str]], tuple[int, str, str]]
+) -> None:
+    """What the command says besides goes to stderr; a text file, so that the sink can be read as text."""
+    expected = run(kind, ["solve", "problem.npz", "--solver", "brute-force", "--output", "s.json"])
+    assert expected[0] == 0
+    for words in (["--output", "/dev/stdout"], ["--output=/dev/fd/1"]):
+        status, out, err = run(kind, ["solve", "problem.npz", "--solver", "brute-force", *words])
+        assert status == 0
+        assert json.loads(out)["choice"] == json.loads(Path("s.json").read_text())["choice"]
+        assert "OPTIMAL" in err
+    assert "OPTIMAL" in run(kind, ["solve", "problem.npz", "--solver", "brute-force"])[1]
+
+
+def test_an_interrupt_inside_compiled_code_is_an_interrupt(
+    run: Callable[[str, list[str]], tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr(Problem, "load", interrupted)
+    status, out, err = run("pipe", ["solve", "problem.npz", "--solver", "brute-force"])
+    assert (status, out) == (130, "")
+    assert "interrupted" in err
