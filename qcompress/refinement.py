@@ -35,6 +35,7 @@ from qcompress.model.opened import require_in_memory
 from qcompress.scalars import as_whole
 from solvers import SolverLike, solve
 from solvers.run import as_solver
+from solvers.validation import require_problem
 
 FILE_KIND = FileKind("qcompress refinement", version=1)
 
@@ -163,6 +164,7 @@ def refine(
     rounds, start = as_whole(rounds, "rounds", least=1), np.asarray(choice, dtype=np.int64)
     solver, measured = as_solver(solver), loss_of(measurement, loss)
     require_weights_alone(measurement)
+    require_problem(problem, "refine")
     solver.require_kind(pairs=bool(problem.pairs), paired_budgets=tuple(problem.paired_budgets))
     true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
     calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)

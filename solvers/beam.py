@@ -29,6 +29,7 @@ from solvers.errors import InvalidOptionError
 from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, judge_all, to_arrays
 from solvers.kernels.repair import repair_flat
+from solvers.validation import require_problem
 
 Measure = Callable[[Integers], float]
 """Function choice ``(G,)`` → loss. NaN counts as infinite: such a choice is never kept."""
@@ -125,6 +126,7 @@ def beam_search(
     >>> result.choice.tolist(), result.loss, result.measurements
     ([1, 0], 0.2, 4)
     """
+    require_problem(problem, "beam_search")
     sizes = {"width": width, "branch": branch, "levels": levels, "max_measurements": max_measurements}
     for option, value in sizes.items():
         _at_least_one(option, value)

@@ -39,6 +39,7 @@ from solvers.kernels.moves import (
 )
 from solvers.kernels.repair import repair_flat
 from solvers.kernels.warm import warm
+from solvers.validation import require_problem
 
 TIE = 1e-12
 """Objectives that differ by less than this, relative to the front's range, count as equal."""
@@ -117,6 +118,7 @@ def pareto_front(
     >>> [(point.usage, point.objective) for point in pareto_front(problem, "bytes", seed=0, generations=5)]
     [(8.0, 4.0), (12.0, 1.0), (16.0, 0.0)]
     """
+    require_problem(problem, "pareto_front")
     if resource not in problem.resources:
         known_resources = ", ".join(problem.resources) or "none"
         raise InvalidOptionError(f"the problem has no resource {resource!r}; it has: {known_resources}")

@@ -24,6 +24,7 @@ from solvers.errors import InvalidOptionError
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, Status
 from solvers.solution_update import with_known
+from solvers.validation import require_problem
 
 
 def pool(
@@ -62,6 +63,7 @@ def pool(
     >>> pool(problem, 3, within=0.5).pool
     (((0, 1), 2.0), ((1, 0), 3.0))
     """
+    require_problem(problem, "pool")
     if k < 1 or not (np.isfinite(within) and within >= 0) or not 1 <= distance <= problem.num_groups:
         raise InvalidOptionError(
             f"a pool takes k ≥ 1, within ≥ 0 and a distance of 1 to {problem.num_groups} groups; "

@@ -17,6 +17,7 @@ from solvers.presolved import cheap, solve_parts
 from solvers.solution import Solution, StopReason
 from solvers.stated_search import StatedSearch
 from solvers.uneven import search_evenly
+from solvers.validation import require_problem
 
 if TYPE_CHECKING:
     from solvers.leap.job import Job
@@ -134,8 +135,7 @@ def conduct(search: Search, back_end: Solver, *, bound: bool = False, presolve: 
 
 def _checked_start(problem: Problem, time_limit: float | None, initial: ArrayLike | None) -> NDArray[np.int64] | None:
     """Check the problem, the time limit and the initial choice, and return the latter."""
-    if not isinstance(problem, Problem):
-        raise InvalidOptionError(f"solve takes a formulations.Problem, found {type(problem).__name__}")
+    require_problem(problem, "solve")
     if time_limit is not None and (isinstance(time_limit, bool) or not (np.isfinite(time_limit) and time_limit > 0)):
         raise InvalidOptionError(f"time_limit must be a positive number of seconds, found {time_limit!r}")
     if initial is None:

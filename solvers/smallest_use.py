@@ -25,6 +25,7 @@ from solvers.errors import InvalidOptionError
 from solvers.run import solve
 from solvers.search import PROOF_TOLERANCE
 from solvers.solution import Solution
+from solvers.validation import require_problem
 
 FILE_KIND = FileKind("qcompress smallest use", version=1)
 FIRST_SHARE = 0.9  # of the time, for the problem whose limit allows for rounding
@@ -101,6 +102,7 @@ def smallest_use(
     >>> found.choice.tolist(), found.usage, found.at_least
     ([0, 1], 12.0, 12.0)
     """
+    require_problem(problem, "smallest_use")
     if resource not in problem.resources:
         raise InvalidOptionError(f"no resource is called {resource!r}; there are: {', '.join(problem.resources)}")
     if not math.isfinite(at_most):

@@ -29,6 +29,7 @@ from solvers.nested_sweep import nested as nested_solutions
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, StopReason
 from solvers.solution_update import with_known
+from solvers.validation import require_problem
 
 FILE_KIND = FileKind("qcompress sweep", version=2)
 
@@ -199,6 +200,7 @@ def sweep(
     >>> [point.price > 0 for point in curve.points]
     [True, True, True, True, False]
     """
+    require_problem(problem, "sweep")
     back_end = registry.configured(as_solver(solver), options)
     if nested and resource in problem.resource_pairs:
         raise InvalidOptionError(f"{resource!r} has pair terms, so no part has a use of its own that could be nested")
