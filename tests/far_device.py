@@ -34,6 +34,15 @@ class Far(Tensor):
     def __init__(self, inner: Tensor, requires_grad: bool = False) -> None:
         pass
 
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, other: "Far") -> None:
+        Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.inner = other.inner
+
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
 

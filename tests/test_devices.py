@@ -49,6 +49,42 @@ with far_device.Device():
         assert (run(pack_(loaded), data[0]) - expected).abs().max().item() < 0.05 * expected.abs().max().item()
 """
 
+CHANNELS = """
+import sys, warnings
+import numpy as np, torch
+from tests import far_device
+far_device.register()
+from qcompress import apply, measure, prune_channels, prune_quantize
+from qcompress.formulation import formulate
+from qcompress.measuring.recoded import fitted_in_turn
+from qcompress.measuring.true_loss import mean_loss
+from solvers import judge
+from tests.architectures import architecture
+
+warnings.simplefilter("ignore")  # PyTorch's, of its attention
+torch.set_num_threads(1)
+own = architecture(sys.argv[1])
+options = prune_channels(keep=(0.5,)) + prune_quantize(bits=(4,), sparsity=(0,), compensated=True)
+
+def halved(model, data):
+    measurement = measure(model, data, options)
+    problem = formulate(measurement, {"bytes": 1.0})
+    solution = judge(problem, [len(names) - 1 for names in problem.options])
+    smaller = apply(model, measurement, solution)
+    transforms = [own[option] for own, option in zip(measurement.transforms, solution.choice)]
+    fitted = fitted_in_turn(model, measurement, transforms, data)
+    return measurement, fitted, [mean_loss(model, each, data) for each in (smaller, fitted)]
+
+near, _, losses = halved(own.make(), own.data)
+with far_device.Device():
+    data = [batch.to("far") for batch in own.data]
+    far, fitted, far_losses = halved(own.make().to("far"), data)
+    assert {tensor.device.type for tensor in fitted.parameters()} == {"far"}
+assert far.labels == near.labels, (far.labels, near.labels)
+np.testing.assert_allclose(far.cost, near.cost, rtol=1e-3, atol=1e-4 * near.cost.max())  # other kernels round anew
+np.testing.assert_allclose(far_losses, losses, rtol=0.05)  # codes of second moments that round differently
+"""
+
 INDICES = """
 import torch
 from tests import far_device
@@ -85,6 +121,12 @@ def test_the_second_device_refuses_tensors_of_the_first() -> None:
 
 def test_labels_of_channels_are_picked_by_indices_on_the_other_device() -> None:
     assert "expected all tensors on one device, found far and cpu" in outcome(INDICES).stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["mobile", pytest.param("attention", marks=pytest.mark.slow)])
+def test_channels_are_removed_and_layers_fitted_on_another_device(name: str) -> None:
+    run = outcome(CHANNELS, name)
+    assert run.returncode == 0, run.stderr[-4000:]
 
 
 @pytest.mark.parametrize(
