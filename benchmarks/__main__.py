@@ -1,6 +1,6 @@
 """Run the short benchmarks and update the tables of the documentation, within 20 minutes.
 
-    python -m benchmarks [--data FOLDER] [--minutes 20]
+    python -m benchmarks [--data FOLDER] [--minutes 19]
 
 Each benchmark runs in its own process until the time is over; interrupted ones are listed. Those with a table come
 first and run with the command that the table names; if they complete, their rows are published
@@ -38,7 +38,7 @@ RESULTS = Path("benchmarks/results")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of the models and data; without it, benchmarks that need it are skipped")
-    parser.add_argument("--minutes", type=float, default=20.0, help="time limit for all benchmarks together")
+    parser.add_argument("--minutes", type=float, default=19.0, help="time limit for all benchmarks together")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     names = [*ALONE, *([] if arguments.data is None else WITH_DATA)]

@@ -13,6 +13,7 @@ whole problem would take too long, it is not started, and ``details["not_sampled
 
 import importlib
 import itertools
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
@@ -45,6 +46,9 @@ polished afterwards."""
 
 FARTHEST = 1e12
 """Largest factor between a budget's first price and any other: beyond it, only the budget or only the costs count."""
+
+SAMPLES_PER_CHOICE = 10
+"""Samples for each choice that exists after which more time is of no use: listing all choices would be quicker."""
 
 SampleRound = Callable[[EncodedBqm, float], Any]
 """Function that samples an encoded model within a time in seconds (0: as fast as possible, infinite: according to its
@@ -122,7 +126,8 @@ def sample_rounds(
         search: the search that gets the choices.
         sample: function called once per round, and for a trial.
         rounds: number of rounds, or fewer if the time is over. None: as many as fit into the time limit, with new
-            random numbers each, or ``usual_rounds`` without a time limit.
+            random numbers each, or ``usual_rounds`` without a time limit or after far more samples than there are
+            choices.
         encoding: name of the encoding, same as in `to_bqm`.
         usual_rounds: number of rounds without a time limit.
         trial: whether the sampler may be called on a part of the problem just to measure its duration.
@@ -139,9 +144,13 @@ def sample_rounds(
         return
     with search.phase("build_s"):
         couplings = pair_couplings(problem)
-    round_s = 0.0
+    round_s, num_choices = 0.0, math.prod(np.diff(problem.group_offsets).tolist())
     for done in itertools.count() if rounds is None else range(rounds):
-        if rounds is None and done >= usual_rounds and _enough(search, round_s):
+        if (
+            rounds is None
+            and done >= usual_rounds
+            and (improver.quality.samples >= SAMPLES_PER_CHOICE * num_choices or _enough(search, round_s))
+        ):
             break
         begun = search.elapsed()
         with search.phase("build_s"):

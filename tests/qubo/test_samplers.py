@@ -136,13 +136,23 @@ def test_same_seed_same_answer(problem):
 @pytest.mark.parametrize("name", ["sa", "sqa", "tabu", "steepest-descent", "bifurcation", "openjij"])
 def test_a_time_limit_is_used_for_further_reads_and_a_number_of_rounds_is_kept(name):
     pytest.importorskip("openjij" if name == "openjij" else "dwave.samplers")
-    problem = layered_problem(6, bits=(2, 4, 8), rank=2)
+    problem = layered_problem(14, bits=(2, 4, 8), rank=2)
     usual = solve(problem, name, seed=0, presolve=False)
     longer = solve(problem, name, seed=0, presolve=False, time_limit=1.5)
     assert longer.details["rounds"] > usual.details["rounds"]
     assert longer.objective <= usual.objective
     assert longer.stop_reason == "TIME_LIMIT"
     assert solve(problem, name, seed=0, presolve=False, time_limit=60, rounds=2).details["rounds"] == 2
+
+
+@pytest.mark.parametrize("name", ["sa", "sqa", "steepest-descent", "bifurcation", "openjij"])
+def test_no_more_is_sampled_than_listing_all_choices_would_take(name):
+    pytest.importorskip("openjij" if name == "openjij" else "dwave.samplers")
+    problem = layered_problem(3, bits=(2, 4), rank=2)
+    solution = solve(problem, name, seed=0, presolve=False, time_limit=1e4)
+    assert solution.stop_reason == "COMPLETED"
+    assert solution.details["samples"] >= 10 * 2**3
+    assert solution.objective == pytest.approx(solve(problem, "brute-force").objective)
 
 
 @pytest.mark.parametrize("name", ["sa", "sqa", "tabu", "steepest-descent", "bifurcation", "openjij"])
