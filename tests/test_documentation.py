@@ -1,5 +1,6 @@
 """The README, the start page, the guides and the concepts are run; elsewhere commands and flags are checked."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -50,6 +51,8 @@ def reader(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("DWAVE_API_TOKEN", raising=False)  # no dry run asks the service
+    monkeypatch.setenv("DWAVE_CONFIG_FILE", os.devnull)
     yield tmp_path
     sys.modules.pop("my_model", None)
 

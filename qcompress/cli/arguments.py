@@ -87,7 +87,7 @@ def output_option(help: str) -> Any:  # noqa: A002  (name in typer)
 
 def folder_option(help: str) -> Any:  # noqa: A002
     """Return the option ``--output``, ``-o``, for a folder, which is made with those around it."""
-    return typer.Option("--output", "-o", help=help, callback=_a_folder)
+    return typer.Option("--output", "-o", help=help, callback=a_folder)
 
 
 def a_file(output: Path | None) -> Path | None:
@@ -101,14 +101,14 @@ def a_file(output: Path | None) -> Path | None:
     return in_folder(output)
 
 
-def _a_folder(output: Path) -> Path:
+def a_folder(output: Path) -> Path:
     """Return the path of a folder to write into unchanged.
 
     Raises:
-        typer.BadParameter: it is a file.
+        typer.BadParameter: it, or what stands in place of a folder around it, is a file.
     """
-    if output.is_file():
-        raise typer.BadParameter(f"{str(output)!r} is a file: name a folder.")
+    if file := next((place for place in (output, *output.parents) if place.is_file()), None):
+        raise typer.BadParameter(f"{str(file)!r} is a file: name a folder.")
     return output
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 JOBS = "leap-jobs"
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, as written by 'qcompress leap submit'.")]
-Jobs = Annotated[Path, typer.Option("--jobs", help="Folder for job files.")]
+Jobs = Annotated[Path, typer.Option("--jobs", help="Folder for job files.", callback=arguments.a_folder)]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,12 +45,17 @@ def submit(
         typer.Option("--solver", "-s", help="leap-cqm, leap-nl, leap-bqm or qpu (with --dry-run also qpu-decomposed)."),
     ],
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds for the service's solver. Default: the minimum it accepts.")
+        float | None, typer.Option(help="Seconds for the service's solver. Default: the minimum it accepts.", min=0)
     ] = None,
     option: arguments.SolverOptions = None,
     jobs: Jobs = Path(JOBS),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show size, minimum time and expected charge; send nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the size, and from the service the minimum time and expected charge; send no problem. "
+            "Without a token or the network, show what is known without the service.",
+        ),
     ] = False,
     as_json: arguments.AsJson = False,
 ) -> int:
@@ -186,15 +191,17 @@ def _require_extra() -> None:
 
 def _estimates(back_end: "LeapSolver", problem: Any, time_limit: float | None) -> dict[str, "Estimate"]:
     """Estimates for the named solver and, for CQM and nonlinear solvers, for the other one of the two."""
-    from solvers.leap.errors import LeapSolverError
+    from solvers.leap.errors import LeapError
     from solvers.leap.hybrid import LeapCqm, LeapNonlinear
 
-    estimates = {back_end.name: back_end.estimate(problem, time_limit=time_limit)}
+    named = back_end.preview(problem, time_limit=time_limit)
+    estimates = {back_end.name: named}
     for other in (LeapCqm, LeapNonlinear):
         if isinstance(back_end, LeapCqm | LeapNonlinear) and other.name not in estimates and not other.why_not():
+            second = other(config=back_end.config)
             try:
-                estimates[other.name] = other(config=back_end.config).estimate(problem)
-            except LeapSolverError as error:
+                estimates[other.name] = second.offline(problem) if named.not_looked_up else second.estimate(problem)
+            except LeapError as error:
                 say(f"not compared with {other.name}: {error}")
     return estimates
 
@@ -210,18 +217,18 @@ def _show_estimates(estimates: dict[str, "Estimate"], as_json: bool) -> int:
             f"{word.replace('_', ' ')} {size:,}" + (f" of {limit:,}" if limit else "")
             for word, (size, limit) in estimate.sizes.items()
         )
-        quota = "–" if estimate.quota_s is None else f"{estimate.quota_s:.3g} s"
-        times = (f"{estimate.min_time_s:.3g} s", f"{estimate.time_limit_s:.3g} s", f"{estimate.charge_s:.3g} s", quota)
-        rows.append((name, estimate.remote, sizes, *times))
+        times = (estimate.min_time_s, estimate.time_limit_s, estimate.charge_s, estimate.quota_s)
+        rows.append((name, estimate.remote or "–", sizes, *map(_seconds, times)))
     print_table(("solver", "at the service", "size", ">minimum time", ">time", ">charge", ">of the quota"), rows)
-    if len(estimates) > 1:
-        cheapest = min(
-            estimates,
-            key=lambda name: (bool(estimates[name].refusal), estimates[name].min_time_s, estimates[name].numbers),
-        )
+    known = {name: least for name, estimate in estimates.items() if (least := estimate.min_time_s) is not None}
+    if len(known) > 1:
+        cheapest = min(known, key=lambda name: (bool(estimates[name].refusal), known[name], estimates[name].numbers))
         print_lines(f"cheaper for this problem: {cheapest} ({'; '.join(map(_least, estimates.items()))})")
     print_lines(*(f"{name}: {estimate.coefficients}" for name, estimate in estimates.items() if estimate.coefficients))
     print_lines(*(f"{name}: {estimate.refusal}" for name, estimate in estimates.items() if estimate.refusal))
+    print_lines(
+        *(f"{name}: {estimate.not_looked_up}" for name, estimate in estimates.items() if estimate.not_looked_up)
+    )
     print_lines("nothing was sent")
     return complain(named.refusal) if named.refusal else 0
 
@@ -229,7 +236,11 @@ def _show_estimates(estimates: dict[str, "Estimate"], as_json: bool) -> int:
 def _least(named: "tuple[str, Estimate]") -> str:
     name, estimate = named
     word = "biases" if "biases" in estimate.sizes else "numbers of state"
-    return f"{name}: {estimate.numbers:,} {word}, {estimate.min_time_s:.3g} s"
+    return f"{name}: {estimate.numbers:,} {word}, {_seconds(estimate.min_time_s)}"
+
+
+def _seconds(time_s: float | None) -> str:
+    return "–" if time_s is None else f"{time_s:.3g} s"
 
 
 def _job_json(job: "Job") -> dict[str, Any]:

@@ -98,6 +98,14 @@ class Decomposed(QuantumProcessor):
         parameters = self.parameters(self.option_values, None)
         return access_time(len(remote.properties["qubits"]), remote, parameters, None, calls=self.calls)
 
+    def offline(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":  # noqa: ARG002
+        """Estimate what is known without a processor: how much there is to divide into parts."""
+        from solvers.leap.embedded import EmbeddedForm
+        from solvers.leap.estimate import without_service
+
+        sizes = {"groups": problem.num_groups, "options": problem.num_options, "calls": self.calls}
+        return without_service(EmbeddedForm.problem_type, sizes, remote=self.remote)
+
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":  # noqa: ARG002
         """Refuse, because the descent sends many problems, each of which depends on the previous one."""
         raise InvalidOptionError(

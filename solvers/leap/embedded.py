@@ -37,12 +37,17 @@ class EmbeddedForm(BqmForm):
     ) -> "EmbeddedForm":
         """Encode with priced budgets, because slack bits would couple all variables; embed in at most ``seconds``."""
         end = time.perf_counter() + seconds
-        prices = dual_bound(problem, time_limit=min(seconds, PRICES_S)).prices
-        form = cls(problem, {"encoding": options["encoding"], "prices": prices})
+        form = cls.priced(problem, options, seconds)
         bqm = form.encoded.bqm
         chains = Device(remote.name, remote.properties).embed(bqm, Path(options["jobs"]), end - time.perf_counter())
         form.record["chains"] = [chains[v] for v in range(len(chains))]
         return form
+
+    @classmethod
+    def priced(cls, problem: Problem, options: Mapping[str, Any], seconds: float = math.inf) -> "EmbeddedForm":
+        """Encode without chains, for which no processor is needed."""
+        prices = dual_bound(problem, time_limit=min(seconds, PRICES_S)).prices
+        return cls(problem, {"encoding": options["encoding"], "prices": prices})
 
     @functools.cached_property
     def source(self) -> dimod.BinaryQuadraticModel:

@@ -1,4 +1,8 @@
-"""Estimate the submission of a problem: its size and the solver's limits, the minimum time, and the charge."""
+"""Estimate the submission of a problem: its size and the solver's limits, the minimum time, and the charge.
+
+The limits, the minimum time and the rate of the quota are properties of the service's solver, so `estimate` needs them.
+Without an answer of the service there is still the size, and the charge of a given time limit (`without_service`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,8 +16,10 @@ from solvers.leap.forms import RemoteForm
 class Estimate:
     """Estimate of a submission before anything is sent.
 
+    What only the service knows is None if it was not asked, or gave no answer; ``not_looked_up`` says why.
+
     Attributes:
-        remote: name of the service's solver.
+        remote: name of the service's solver; if it was not asked, the name asked for, or an empty string.
         problem_type: problem type of the form, as the service calls it.
         sizes: name of a limited size → (size of the problem, limit of the solver or None if it publishes none).
         min_time_s, max_time_s: range of time limits that the solver accepts for this problem; None without a maximum.
@@ -23,18 +29,20 @@ class Estimate:
         refusal: why the problem cannot be sent, or an empty string.
         coefficients: loss of the model at the precision of a quantum processor, before chains; None for hybrid solvers,
             which compute in double precision.
+        not_looked_up: what was not looked up at the service, and why, or an empty string.
     """
 
     remote: str
     problem_type: str
     sizes: Mapping[str, tuple[int, int | None]]
-    min_time_s: float
+    min_time_s: float | None
     max_time_s: float | None
-    time_limit_s: float
-    charge_s: float
+    time_limit_s: float | None
+    charge_s: float | None
     quota_s: float | None
     refusal: str
     coefficients: CoefficientReport | None = None
+    not_looked_up: str = ""
 
     @property
     def numbers(self) -> int:
@@ -76,4 +84,33 @@ def estimate(form: RemoteForm, remote: Any, time_limit: float | None) -> Estimat
         charge_s=seconds,
         quota_s=seconds / rate if rate else None,
         refusal=f"solver {remote.name!r} cannot solve this problem: " + "; ".join(why) if why else "",
+    )
+
+
+def without_service(
+    problem_type: str,
+    sizes: Mapping[str, int],
+    *,
+    remote: str = "",
+    time_limit: float | None = None,
+    coefficients: CoefficientReport | None = None,
+) -> Estimate:
+    """Estimate a submission by what is known without the service; a hybrid solver charges its time limit.
+
+    >>> guess = without_service("cqm", {"variables": 4}, time_limit=10)
+    >>> guess.sizes, guess.charge_s, guess.min_time_s
+    ({'variables': (4, None)}, 10.0, None)
+    """
+    seconds = None if time_limit is None else float(time_limit)
+    return Estimate(
+        remote=remote,
+        problem_type=problem_type,
+        sizes={name: (size, None) for name, size in sizes.items()},
+        min_time_s=None,
+        max_time_s=None,
+        time_limit_s=seconds,
+        charge_s=seconds,
+        quota_s=None,
+        refusal="",
+        coefficients=coefficients,
     )

@@ -63,7 +63,7 @@ class RemoteForm(ABC):
 
     @classmethod
     def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "RemoteForm":  # noqa: ARG003
-        """Make the form of a new problem, for the service's solver ``remote``."""
+        """Make the form of a new problem for the service's solver ``remote``; None is enough for hybrid forms."""
         return cls(problem, {})
 
     @abstractmethod

@@ -8,7 +8,7 @@ fetched later.
 import importlib.metadata
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -48,6 +48,7 @@ class LeapSolver(Solver):
     distributions: ClassVar[tuple[str, ...]] = ("dwave-cloud-client", "fasteners")
     has_jobs: ClassVar[bool] = True  # each run sends one problem, whose answer may be fetched later
     uploads: ClassVar[bool] = True  # the model is uploaded first, as a file
+    service_knows: ClassVar[str] = "the sizes it takes, the minimum time limit (the default) and the use of the quota"
     remote: str = ""
     jobs: str = JOBS
     config: Any = field(default=None, repr=False)
@@ -156,6 +157,29 @@ class LeapSolver(Solver):
 
         with connect(self.config) as connection:
             return self.stated(normal_form(problem).problem, connection, time_limit)[1]
+
+    def preview(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
+        """Estimate the submission of ``problem``, with or without the service, for a dry run.
+
+        Where the service cannot be asked, the estimate says what was not looked up and why; where it has no such
+        solver, the estimate is a refusal.
+        """
+        from solvers.leap.errors import LeapError, LeapSolverError
+
+        try:
+            return self.estimate(problem, time_limit=time_limit)
+        except LeapSolverError as error:
+            return replace(self.offline(problem, time_limit=time_limit), refusal=str(error))
+        except LeapError as error:
+            why = f"only the service knows {self.service_knows}; not looked up: {error}"
+            return replace(self.offline(problem, time_limit=time_limit), not_looked_up=why)
+
+    def offline(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
+        """Estimate the submission of ``problem`` by what is known without a token and the network."""
+        from solvers.leap.estimate import without_service
+
+        form = self.form_class().first(normal_form(problem).problem, None, self.option_values)
+        return without_service(form.problem_type, form.sizes(), remote=self.remote, time_limit=time_limit)
 
     def stated(
         self, problem: Problem, connection: "Connection", time_limit: float | None

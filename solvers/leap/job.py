@@ -169,6 +169,7 @@ def begin(
     """
     if guess.refusal:
         raise UnsupportedProblemError(guess.refusal)
+    assert guess.charge_s is not None  # noqa: S101  (the service's solver is known)
     now, name = datetime.datetime.now(datetime.UTC), uuid.uuid4().hex
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,7 @@ class QuantumProcessor(LeapBqm):
     summary: ClassVar[str] = "a D-Wave quantum processor, or its mock: embedded QUBO; decoded, repaired, polished"
     distributions: ClassVar[tuple[str, ...]] = (*LeapSolver.distributions, "dwave-system", "minorminer")
     uploads: ClassVar[bool] = False
+    service_knows: ClassVar[str] = "the qubits in use, the time on the processor, which is charged, and the quota"
     minima: ClassVar[Mapping[str, int]] = {"num_reads": 1}
     words: ClassVar[Mapping[str, Collection[str]]] = {**LeapBqm.words, "topology": ("pegasus", "zephyr", "chimera")}
     num_reads: int = 100
@@ -95,6 +96,17 @@ class QuantumProcessor(LeapBqm):
             return LeapBqm.estimate(self, problem, time_limit=time_limit)
         return self._estimated(normal_form(problem).problem, self._simulator, time_limit)[1]
 
+    def offline(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":  # noqa: ARG002
+        """Estimate what is known without a processor: the QUBO's size, and the effect of the precision."""
+        from formulations.forms.precision import coefficient_report
+        from solvers.leap.embedded import EmbeddedForm
+        from solvers.leap.estimate import without_service
+
+        encoded = EmbeddedForm.priced(normal_form(problem).problem, self.option_values).encoded
+        sizes = {"variables": encoded.bqm.num_variables, "couplings": encoded.bqm.num_interactions}
+        report = coefficient_report(encoded)
+        return without_service(EmbeddedForm.problem_type, sizes, remote=self.remote, coefficients=report)
+
     def device(self) -> "Device":
         """Return the graph of the processor that would be used."""
         from solvers.leap.connection import connect
@@ -135,7 +147,8 @@ class QuantumProcessor(LeapBqm):
         """Send ``problem`` and return its job; a simulated processor has no jobs."""
         if self.simulated:
             raise InvalidOptionError(
-                "a simulated processor runs locally and has no jobs: leave out 'simulated' or 'wait'"
+                "a simulated processor runs locally and has no jobs: use 'qcompress solve', or solve() without "
+                "wait=False; or leave out 'simulated'"
             )
         return LeapBqm.submit(self, problem, time_limit=time_limit)
 

@@ -11,7 +11,7 @@ from qcompress.cli import main
 from solvers import Solution
 
 pytest.importorskip("dwave.cloud")
-from tests.leap.fixtures import REMOTE, configure
+from tests.leap.fixtures import HYBRID, REMOTE, configure
 from tests.leap.server import TOKEN
 
 PROBLEM = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -82,6 +82,76 @@ def test_a_dry_run_of_a_mock_needs_neither_token_nor_network(run, leap, tmp_path
     shown = json.loads(out)[solver]
     assert shown["sizes"]["qubits"][0] > 0
     assert (shown["charge_s"], shown["quota_s"], shown["refusal"]) == (0.0, 0.0, "")
+    assert not leap.requests
+
+
+WITHOUT_AN_ANSWER = {
+    "no token": "no D-Wave API token",
+    "bad token": "does not accept the API token",
+    "no network": "no connection to the service at http",
+    "a broken service": "failed (503",
+}
+SIZES = {
+    "leap-cqm": {"variables": [4, None], "constraints": [3, None], "biases": [12, None]},
+    "leap-nl": None,
+    "leap-bqm": None,
+    "qpu": {"variables": [2, None], "couplings": [0, None]},
+    "qpu-decomposed": {"groups": [2, None], "options": [4, None], "calls": [20, None]},
+}
+
+
+@pytest.mark.parametrize("fault", WITHOUT_AN_ANSWER)
+@pytest.mark.parametrize("solver", SIZES)
+def test_a_dry_run_without_an_answer_of_the_service_shows_the_rest(run, leap, tmp_path, monkeypatch, solver, fault):
+    if "token" in fault:
+        configure(monkeypatch, tmp_path, leap.endpoint, token="bad" if fault == "bad token" else "")
+    if fault == "no network":
+        leap.drop_at, leap.drop_on = 0, True
+    if fault == "a broken service":
+        leap.errors["GET", ""] = (503, "closed")
+    words = ("submit", "problem.npz", "--solver", solver, "--time-limit", 30, "--dry-run")
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert err == ""
+    (line,) = [line for line in out.splitlines() if line.startswith(f"{solver}: only the service knows ")]
+    assert WITHOUT_AN_ANSWER[fault] in line
+    assert ("the minimum time limit" in line) == ("qpu" not in solver)
+    assert "nothing was sent" in out
+    assert "cheaper" not in out
+    assert ("qpu: coefficients span" in out) == (solver == "qpu")
+    shown = json.loads(run(*words, "--json")[1])
+    assert set(shown) == ({"leap-cqm", "leap-nl"} if solver in ("leap-cqm", "leap-nl") else {solver})
+    shown = shown[solver]
+    assert shown["sizes"] == (SIZES[solver] or shown["sizes"])
+    assert all(size > 0 and limit is None for size, limit in shown["sizes"].values()) or solver == "qpu"
+    assert (shown["min_time_s"], shown["quota_s"], shown["refusal"]) == (None, None, "")
+    assert shown["charge_s"] == (None if "qpu" in solver else 30.0)
+    assert WITHOUT_AN_ANSWER[fault] in shown["not_looked_up"]
+    assert {method for method, _ in leap.requests} <= {"GET"}
+    assert not (tmp_path / "leap-jobs").exists()
+
+
+def test_a_dry_run_for_a_solver_that_the_account_lacks_shows_the_size_and_fails(run):
+    words = ("submit", "problem.npz", "--solver", "leap-cqm", "--option", "remote=nonesuch", "--dry-run")
+    code, out, err = run(*words)
+    assert code == 1
+    assert "no solver 'nonesuch' that is online; it has: " in err
+    assert "variables 4" in out
+
+
+def test_a_dry_run_shows_the_sizes_that_the_service_is_asked_about(run, leap, tmp_path, monkeypatch):
+    words = ("submit", "problem.npz", "--dry-run", "--json", "--solver")
+    asked = {solver: json.loads(run(*words, solver)[1])[solver]["sizes"] for solver in HYBRID}
+    configure(monkeypatch, tmp_path, leap.endpoint, token="")
+    for solver in HYBRID:
+        sizes = json.loads(run(*words, solver)[1])[solver]["sizes"]
+        assert {name: size for name, (size, _) in sizes.items()} == {n: size for n, (size, _) in asked[solver].items()}
+
+
+def test_a_mock_has_no_jobs_and_says_what_runs_it(run, leap):
+    code, _, err = run("submit", "problem.npz", "--solver", "qpu", "--option", "simulated=true")
+    assert code == 1
+    assert "'qcompress solve'" in err
     assert not leap.requests
 
 
