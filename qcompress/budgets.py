@@ -269,9 +269,17 @@ def remedy(problem: Problem, budget: Mapping[str, Amount], original: Mapping[str
         share = math.ceil(100 * smallest[name] / original[name])
         if limit.is_share:
             hints.append(f"; {name} needs at least {share}%")
-        elif share <= limit.value <= 100 and name not in FRACTIONAL:
-            hints.append(f"; did you mean {limit.value:g}%?")
+        elif share <= limit.value < 100 and name not in FRACTIONAL and _is_bare(asked):
+            hints.append(f"; if a share of the original was meant, write '{limit.value:g}%'")
     return "".join(hints)
+
+
+def _is_bare(asked: Amount) -> bool:
+    """Whether an amount is a number without a unit, which may have been meant as a percentage."""
+    if isinstance(asked, str):
+        words = _WORDS.fullmatch(asked)
+        return words is not None and not words[2]
+    return not isinstance(asked, Limit)
 
 
 def fixed_use(problem: Problem, measurement: Measurement | Survey, kept: Sequence[Skipped] = (), most: int = 5) -> str:

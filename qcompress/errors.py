@@ -8,6 +8,7 @@ QcompressError
 ├── OptionsError     (ValueError)  options that do not exist or do not fit
 ├── ArtefactError    (ValueError)  a compressed-model file that is incomplete or does not fit the model
 ├── EngineError      (ValueError)  a model, layer, option or setting that an engine does not support, or no such engine
+│   └── BatchError                 batches that the engine, or the model by itself, does not take
 ├── VerificationError (RuntimeError) an engine's file that differs from its prediction
 └── MissingError     (ImportError) an optional package is missing; the message says what to install
 
@@ -45,6 +46,10 @@ class ArtefactError(QcompressError, ValueError):
 
 class EngineError(QcompressError, ValueError):
     """A model, layer, option or setting that an engine does not support, or an engine that does not exist."""
+
+
+class BatchError(EngineError):
+    """Batches that an engine, or the model by itself, does not take."""
 
 
 class VerificationError(QcompressError, RuntimeError):

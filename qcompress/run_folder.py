@@ -224,8 +224,10 @@ class RunFolder:
                     f"{path} holds a run of an earlier version ({_EARLIER}), which cannot be resumed; choose "
                     "another folder or delete this one"
                 )
+            place = next(folder for folder in (path, *path.parents) if folder.exists())
+            if not place.is_dir():
+                raise OptionsError(f"the run folder {path}: {place} is a file; name a folder for the results")
             try:
-                place = next(folder for folder in (path, *path.parents) if folder.exists())
                 with tempfile.TemporaryDirectory(dir=place):
                     return
             except OSError as error:

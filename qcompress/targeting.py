@@ -19,7 +19,7 @@ from qcompress.engines.in_time import Seconds, solved_in_time, with_reachable_ti
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import as_engine
 from qcompress.engines.verify import BY_ITSELF, Verification, emulated, speedup_of, verify
-from qcompress.errors import DataError, EngineError, OptionsError, VerificationError
+from qcompress.errors import BatchError, DataError, EngineError, OptionsError, VerificationError
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import load_times, save_times
 from qcompress.model.batches import samples
@@ -67,7 +67,7 @@ def engine_for(
         require_free(engine, Path(output), own=has_written(folder, Path(output)))
     try:
         engine.sizes(calibration.model, (), (), calibration.first_batch())
-    except EngineError as error:
+    except BatchError as error:
         if calibration.forward is not None:
             error.args = (f"{error}. {BY_ITSELF}",)
         raise

@@ -196,14 +196,23 @@ def test_a_budget_below_the_smallest_possible_says_what_is_fixed_and_why() -> No
     assert compress(seeded(Residual), batches(), budget={"bytes": f"{share}%"}, solver="greedy").solution.feasible
     with pytest.raises(InfeasibleBudgetError, match=f"needs at least {share}%"):
         compress(seeded(Residual), batches(), budget={"bytes": f"{share - 1}%"})
-    with pytest.raises(InfeasibleBudgetError, match=f"; did you mean {share}%"):
-        compress(seeded(Residual), batches(), budget={"bytes": share})
+    for asked in (share, str(share)):
+        with pytest.raises(InfeasibleBudgetError, match=f"; if a share of the original was meant, write '{share}%'. "):
+            compress(seeded(Residual), batches(), budget={"bytes": asked})
     assert "the smallest possible use is" in told
     assert (
         "are fixed: part 'norm': 24 bytes (vectors such as scales, biases and statistics are too small to compress); "
         "everything else, such as biases" in told
     )
     assert caught.value.problem is not None
+
+
+@pytest.mark.parametrize("asked", [100, 150, "100", "99 B", "0.099 kB"])
+def test_a_percentage_is_suggested_only_where_it_may_have_been_meant(asked: float | str) -> None:
+    with pytest.raises(InfeasibleBudgetError, match="the smallest possible use is") as caught:
+        compress(seeded(Residual), batches(), budget={"bytes": asked})
+    assert "share of the original" not in str(caught.value)
+    assert "?" not in str(caught.value)
 
 
 @pytest.mark.parametrize("share", [0.999, 0.8, 0.6, 0.5])

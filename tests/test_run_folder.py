@@ -210,10 +210,12 @@ def test_a_journal_that_is_no_whole_one_is_one_clear_error(
         RunFolder(tmp_path)
 
 
-def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file", "file/run", "file/deep/run"])
+def test_a_file_in_place_of_a_folder_is_one_clear_error(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionsError, match="cannot be written"):
-        RunFolder(tmp_path / "file" / "run")
+    with pytest.raises(OptionsError, match=f"the run folder .*{place}: .*/file is a file; name a folder") as caught:
+        RunFolder(tmp_path / place)
+    assert "Errno" not in str(caught.value)
 
 
 def test_the_folder_is_made_with_the_first_step_and_has_a_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from formulations import FormulationError
+from qcompress.cli.arguments import CALLABLE
 from qcompress.errors import QcompressError
 from solvers import SolverError
 
@@ -53,7 +54,7 @@ def complain(error: Exception | str, code: int = FAILED) -> int:
     """Print an error as one line on stderr and return its exit code."""
     if hasattr(error, "format_message"):  # an invalid command line, with a message from typer
         command = getattr(getattr(error, "ctx", None), "command_path", "qcompress")
-        text = error.format_message().rstrip()
+        text = error.format_message().rstrip() + _instead(error)
         text, code = f"{text}{'' if text.endswith(('.', '?', '!')) else '.'} Try '{command} --help'.", MISUSED
     elif isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.strerror}: {error.filename}"
@@ -63,6 +64,15 @@ def complain(error: Exception | str, code: int = FAILED) -> int:
         text = f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
     err.print("error: " + " ".join(text.split()), style="red", highlight=False, markup=False, soft_wrap=True)
     return code
+
+
+def _instead(error: Any) -> str:
+    """Name the options that take a callable if one was given as an argument too many; otherwise nothing."""
+    if not (error.message.startswith("Got unexpected extra argument") and ":" in error.message):
+        return ""
+    options = [param for param in error.ctx.command.params if param.param_type_name == "option"]
+    names = [option.opts[0] for option in options if option.metavar in (CALLABLE, "DATA")]
+    return f": package.module:callable is given with {' or '.join(names)}" if names else ""
 
 
 @contextlib.contextmanager

@@ -45,7 +45,11 @@ def export(
         str | None, typer.Option("--target", "-t", help="Name of an engine; 'qcompress engines' lists them.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar=arguments.CALLABLE, help="Batches, for engines that trace the model.")
+        str | None,
+        typer.Option(
+            metavar=arguments.CALLABLE,
+            help="package.module:callable that returns batches, for engines that trace the model (onnxruntime).",
+        ),
     ] = None,
     text: TextFile = None,
     length: Length = 512,
@@ -60,6 +64,8 @@ def export(
     To write a problem for other solvers, use `qcompress convert`.
 
     Example: `qcompress export zoo:smollm small.safetensors --target llama.cpp --output small.gguf`
+
+    - an engine that traces the model: `… zoo:resnet20 small.safetensors --data zoo:batches --target onnxruntime`
     """
     import qcompress
     from qcompress.model.forward import first_batch

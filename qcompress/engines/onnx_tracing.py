@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.engines.onnx_graph import OPSET
-from qcompress.errors import DataError, EngineError, ModelError
+from qcompress.errors import BatchError, DataError, EngineError, ModelError
 from qcompress.model import forward as forwards
 from qcompress.transforms.activations import unrounded
 
@@ -47,14 +47,14 @@ def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
     """The tensors of a batch that the graph takes as inputs; for a list the first ``count``.
 
     Raises:
-        EngineError: the batch is not a tensor, nor a list or dict of tensors.
+        BatchError: the batch is not a tensor, nor a list or dict of tensors.
     """
     tensors = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, Mapping) else batch)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         found = type(batch).__name__ + (
             f" of {', '.join(type(tensor).__name__ for tensor in tensors)}" if tensors else ""
         )
-        raise EngineError(f"engine 'onnxruntime' traces tensors, lists and dicts of tensors, found {found}")
+        raise BatchError(f"engine 'onnxruntime' traces tensors, lists and dicts of tensors, found {found}")
     return tensors if isinstance(batch, Mapping) or count is None else tensors[:count]
 
 
@@ -124,7 +124,7 @@ def _require_running(model: nn.Module, batch: Any, tensors: Iterable[Tensor], pa
     """Check that a model runs on a batch, and on two samples like the one in it: no exporter is to blame if not.
 
     Raises:
-        EngineError: the model's own error.
+        BatchError: the model's own error.
     """
     run = Traced(model, batch)
     try:
@@ -133,7 +133,7 @@ def _require_running(model: nn.Module, batch: Any, tensors: Iterable[Tensor], pa
         with forwards.first_pass(list(pair), "the example's sample twice, which exporting needs"):
             run(*pair)
     except DataError as error:
-        raise EngineError(str(error)) from error
+        raise BatchError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -92,6 +92,27 @@ MISTAKES = [
     (["show", "nowhere"], FAILURE, "nowhere"),
     (["show", "other.json"], FAILURE, "is a file of the kind 'something'; 'show' reads"),
     (["show", "bad.safetensors"], FAILURE, "bad.safetensors is not a complete"),
+    (
+        ["export", "zoo_for_cli:network", "x.safetensors", "zoo_for_cli:batches", "--target", "onnxruntime"],
+        USAGE,
+        "(zoo_for_cli:batches): package.module:callable is given with --data. Try",
+    ),
+    (
+        ["apply", "zoo_for_cli:network", "m.npz", "x.json", "zoo_for_cli:batches"],
+        USAGE,
+        "is given with --batch-norm or --forward. Try",
+    ),
+    (["export", "zoo_for_cli:network", "x.safetensors", "x.onnx", "--target", "x"], USAGE, "(x.onnx). Try"),
+    (["solve", "problem.npz", "zoo_for_cli:batches"], USAGE, "(zoo_for_cli:batches). Try"),
+    ([*COMPRESS, "--output", "zoo_for_cli.py"], FAILURE, "folder zoo_for_cli.py: zoo_for_cli.py is a file; name a"),
+    ([*COMPRESS, "--output", "zoo_for_cli.py/in"], FAILURE, "run folder zoo_for_cli.py/in: zoo_for_cli.py is a file;"),
+    (["compare", "problem.npz", "--output", "zoo_for_cli.py"], USAGE, "'zoo_for_cli.py' is a file: name a folder"),
+    (["compare", "problem.npz", "--output", "zoo_for_cli.py/in"], USAGE, "'zoo_for_cli.py' is a file: name a folder"),
+    (
+        ["leap", "submit", "problem.npz", "--solver", "leap-cqm", "--jobs", "zoo_for_cli.py"],
+        USAGE,
+        "'zoo_for_cli.py' is a file: name a folder",
+    ),
     (["apply", "zoo_for_cli:network", "problem.npz", "x.json"], FAILURE, "is not a qcompress measurement file"),
 ]
 

@@ -345,6 +345,13 @@ def test_batches_that_only_forward_understands_are_refused_before_measuring() ->
         qcompress.compress(model, batches, budget={"bytes": 0.5}, target=EXACT, forward=lambda net, b: net(b["pixels"]))
 
 
+def test_a_model_that_is_refused_anyway_is_not_told_about_forward() -> None:
+    model, batches = nn.Sequential(nn.EmbeddingBag(4, 4), nn.Linear(4, 4)), [torch.zeros(2, 2, dtype=torch.long)]
+    with pytest.raises(EngineError, match="EmbeddingBag") as error:
+        qcompress.compress(model, batches, budget={"bytes": 0.5}, target=EXACT, forward=lambda net, b: net(b))
+    assert "forward=" not in str(error.value)
+
+
 @pytest.mark.parametrize("kind", [tuple, lambda pair: {"first": pair[0]}])
 @pytest.mark.parametrize("forward", [None, lambda model, batch: next(iter(model(batch)))])
 def test_a_model_of_several_outputs_is_refused_with_the_way_that_works(kind: Any, forward: Any) -> None:

@@ -195,6 +195,15 @@ def test_batches_that_only_forward_understands_are_refused_before_anything_is_me
     assert left(tmp_path) == []
 
 
+def test_a_model_that_is_refused_anyway_is_not_told_about_forward(engine: Engine) -> None:
+    network = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(EngineError) as error:
+        qcompress.compress(
+            network, [words(0)], budget={"bytes": "50%"}, target=engine, forward=lambda model, batch: model(batch),
+        )  # fmt: skip
+    assert "forward=" not in str(error.value)
+
+
 def test_a_model_without_an_output_that_an_engine_gives_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     encoder = tiny("bert", tmp_path / "model", add_cross_attention=False)
     encoder.config.return_dict = False  # a tuple
