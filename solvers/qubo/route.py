@@ -144,13 +144,10 @@ def sample_rounds(
         return
     with search.phase("build_s"):
         couplings = pair_couplings(problem)
-    round_s, num_choices = 0.0, math.prod(np.diff(problem.group_offsets).tolist())
+    round_s, most = 0.0, SAMPLES_PER_CHOICE * math.prod(np.diff(problem.group_offsets).tolist())
     for done in itertools.count() if rounds is None else range(rounds):
-        if (
-            rounds is None
-            and done >= usual_rounds
-            and (improver.quality.samples >= SAMPLES_PER_CHOICE * num_choices or _enough(search, round_s))
-        ):
+        plenty = improver.quality.samples >= most
+        if rounds is None and done >= usual_rounds and (plenty or _enough(search, round_s)):
             break
         begun = search.elapsed()
         with search.phase("build_s"):
