@@ -34,6 +34,11 @@ def copied(proto: Any) -> Any:
     return other
 
 
+def has_branches(graph: Any) -> bool:
+    """Whether there are graphs inside the graph; what they read is not among the inputs of its nodes."""
+    return any(item.HasField("g") for node in graph.node for item in node.attribute)
+
+
 def initializer_of(model: nn.Module, path: str, names: Collection[str]) -> str | None:
     """The name of a layer's weight in the graph (the model may have several names for it); None if it is unused."""
     weight = getattr(model.get_submodule(path), "weight", None)
@@ -248,16 +253,6 @@ class Encoding:
         return [
             ("Reshape", [groups, outputs, inputs // groups, *kernel]), ("Transpose", turned), ("Reshape", shape)
         ]  # fmt: skip
-
-    def room(self) -> int:
-        """Upper bound on the bytes it takes in the file."""
-        from onnx import TensorProto
-
-        total = 0
-        for array in self.arrays():
-            proto = TensorProto(name=array.name, dims=array.dims, data_type=array.onnx_type)
-            total += array.nbytes + int(proto.ByteSize()) + 16
-        return total + sum(int(node.ByteSize()) + 4 for node in self.nodes(accuracy_level=4).all)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qcompress.engines.onnx_graph import OPSET
+from qcompress.engines.onnx_graph import OPSET, has_branches
 from qcompress.errors import BatchError, DataError, EngineError, ModelError
 from qcompress.model import forward as forwards
 from qcompress.transforms.activations import unrounded
@@ -205,13 +205,8 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
                 _rename(inner, names)
 
 
-def _has_branches(graph: Any) -> bool:
-    """Whether there are graphs inside the graph; what they read is not among the inputs of its nodes."""
-    return any(item.HasField("g") for node in graph.node for item in node.attribute)
-
-
 def _leave_out_unread_inputs(graph: Any) -> None:
-    if _has_branches(graph):
+    if has_branches(graph):
         return
     read = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
     for item in [item for item in graph.input if item.name not in read]:
@@ -259,7 +254,7 @@ def _leave_out_zero_biases(graph: Any) -> None:
     """Remove the computed zero biases that convolutions without bias get and that prevent fusion with batch norm."""
     from onnx import numpy_helper
 
-    if _has_branches(graph):
+    if has_branches(graph):
         return
     by_output = {name: node for node in graph.node for name in node.output}
 

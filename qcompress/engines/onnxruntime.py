@@ -1,7 +1,8 @@
 """ONNX Runtime: Linear layers as MatMulNBits, embeddings as GatherBlockQuantized, others as codes that it expands.
 
 The file is the graph of the dense model with codes in place of the weights. Each option reserves space for its numbers,
-names and operators; the rest is padding in the file's ``doc_string``, so that the size is a sum over the layers.
+names and operators (`qcompress.engines.onnx_sizes`); what is not used of it is padding in the file's ``doc_string``, so
+that the size is a sum over the layers.
 """
 
 import copy
@@ -26,6 +27,7 @@ from qcompress.engines import (
     onnx_emulation,
     onnx_graph,
     onnx_integer,
+    onnx_sizes,
     onnx_timing,
     onnx_tracing,
 )
@@ -46,8 +48,7 @@ from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.integer import IntegerProduct
 
 BITS = (2, 4, 8)
-ROOM = 2000  # for the padding and the file's own metadata
-ROOM_OF_FACTORS = 4000  # for the operators of a layer in several steps
+ROOM = 100  # for the versions of operators, and the lengths of the graph, the description and the padding
 LARGEST = 2**31 - 1  # limit of protobuf
 LOOKS = 8  # rounds to time a file
 
@@ -107,20 +108,14 @@ class OnnxRuntime(Engine):
         def taken(part: Part, name: str | None, transform: Transform) -> int:
             if name is None:
                 return 0
-            dense = int(tensors[name].ByteSize()) + 8
             if isinstance(transform, Keep):
-                return dense
+                return onnx_sizes.framed(tensors[name].ByteSize())
+            modules = _modules(model, part.modules)
             if isinstance(transform, LowRank):
-                targets = transform.factor_targets(part.target)
-                return ROOM_OF_FACTORS + sum(
-                    factor_target.dense_bytes + len(name) + 64
-                    if isinstance(transform.then, Keep)
-                    else _factor_encoding(f"{name}.{factor}.weight", transform.then, factor_target).room()
-                    for factor, factor_target in targets.items()
-                )
+                return onnx_sizes.of_factors(proto, name, modules[0], transform, part)
             if isinstance(transform, IntegerProduct):
                 return onnx_integer.room(proto, IntegerLayer(name=name, transform=transform, target=part.target))
-            return _encoding(proto, name, _modules(model, part.modules), transform, part.target).room()
+            return onnx_sizes.of_encoding(proto, _encoding(proto, name, modules, transform, part.target))
 
         names = [
             onnx_graph.initializer_of(model, part.modules[0], tensors) if part.parameter == WEIGHT else None
@@ -140,8 +135,9 @@ class OnnxRuntime(Engine):
             )
             for index, (part, name) in enumerate(zip(parts, names, strict=True))
         )
-        rest = proto.ByteSize() - sum(tensors[name].ByteSize() + 2 for name in names if name is not None)
-        return FileSizes(options=options, overhead=rest + ROOM, refused=refused)
+        rest = proto.ByteSize() - sum(onnx_sizes.framed(tensors[name].ByteSize()) for name in names if name is not None)
+        room = ROOM + len(_description(proto, self.accuracy_level))
+        return FileSizes(options=options, overhead=rest + room, refused=refused)
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:
         """Write the file."""
@@ -287,13 +283,6 @@ def _encoding(proto: Any, name: str, modules: Sequence[nn.Module], transform: Tr
     return onnx_graph.encoding(proto, name, modules, scheme, target)
 
 
-def _factor_encoding(name: str, transform: Transform, target: Target) -> Encoding:
-    """Like `_encoding` before the graph has the factor: an upper bound on the size, with a kernel to reshape to."""
-    scheme = scheme_of(transform, target)
-    assert scheme is not None  # noqa: S101
-    return Encoding(name=name, module=nn.Conv2d(1, 1, 1), scheme=scheme, target=target, products=(), lookups=())
-
-
 def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple[Encoding, Any]]:
     """The encodings of a part's weight, or of its factors, with their numbers; unused weights are left out."""
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -318,17 +307,25 @@ def _modules(model: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
     return [model.get_submodule(path) for path in paths]
 
 
-def _padded(proto: Any, accuracy_level: int, size: int) -> bytes:
-    """Serialise the file, padded to exactly ``size`` bytes."""
+def _description(proto: Any, accuracy_level: int) -> str:
+    """What the file says about itself."""
     import onnxruntime
 
-    told = {"engine": f"onnxruntime {onnxruntime.__version__}", "opset": proto.opset_import[0].version,
-            "accuracy_level": accuracy_level}  # fmt: skip
-    proto.metadata_props.add(key="qcompress", value=json.dumps(told))
-    room = size - proto.ByteSize()
-    for length in range(max(room - 8, 0), room):
-        proto.doc_string = " " * length
-        if proto.ByteSize() == size:
-            content: bytes = proto.SerializeToString()
-            return content
-    raise AssertionError(f"the graph takes {proto.ByteSize()} bytes instead of the predicted {size}")
+    return json.dumps(
+        {"engine": f"onnxruntime {onnxruntime.__version__}", "opset": proto.opset_import[0].version,
+         "accuracy_level": accuracy_level}
+    )  # fmt: skip
+
+
+def _padded(proto: Any, accuracy_level: int, size: int) -> bytes:
+    """Serialise the file, padded to exactly ``size`` bytes."""
+    proto.metadata_props.add(key="qcompress", value=_description(proto, accuracy_level))
+    missing = size - proto.ByteSize()
+    for room in (missing, missing - 2):  # a text of 128 characters takes 2 bytes more than one of 127
+        for length in range(max(room - 8, 0), room):
+            proto.doc_string = " " * length
+            if proto.ByteSize() == size:
+                content: bytes = proto.SerializeToString()
+                return content
+        proto.domain = ""  # present but empty: 2 bytes
+    raise AssertionError(f"the graph takes {size - missing} bytes instead of the predicted {size}")

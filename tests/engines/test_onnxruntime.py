@@ -14,6 +14,8 @@ from torch import nn
 
 import qcompress
 from benchmarks.traces import traced_once
+from qcompress.compressed.record import record_of
+from qcompress.engines import onnxruntime
 from qcompress.engines.legal import for_engine
 from qcompress.engines.onnxruntime import OnnxRuntime
 from qcompress.errors import EngineError
@@ -32,6 +34,7 @@ def one_run(seed: int, folder: Path) -> None:
     rng = random.Random(seed)  # noqa: S311
     model, batch = network(rng)
     assert written(EXACT, model, batch, ALL, rng, folder / "small.onnx").largest < FLOAT
+    assert blanks(folder / "small.onnx") <= 100 + 400 * len(list(model.modules()))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -43,6 +46,37 @@ def test_a_random_model_runs_in_the_predicted_bytes(seed: int, tmp_path: Path) -
 def test_100_random_models_run_in_the_predicted_bytes(tmp_path: Path) -> None:
     for seed in range(100, 200):
         one_run(seed, tmp_path)
+
+
+def blanks(path: Path) -> int:
+    """What the file is padded by."""
+    import onnx
+
+    return len(onnx.load(path).doc_string)
+
+
+@pytest.mark.parametrize("options", [
+    qcompress.low_rank(ratios=(0.5,), whitened=False),
+    qcompress.low_rank(ratios=(0.5,), whitened=False).then(qcompress.prune_quantize((4,), group_size=16)),
+    qcompress.prune_quantize(bits=(4,), group_size=(16,)),
+    qcompress.prune_quantize(bits=(8,)),
+])  # fmt: skip
+def test_a_file_is_hardly_padded(tmp_path: Path, options: qcompress.Options) -> None:
+    model = Chain(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 5)).eval()
+    smaller = exported(model, torch.randn(4, 64), options, tmp_path / "small.onnx")
+    low_rank = sum(isinstance(item.transform, LowRank) for item in record_of(smaller).parts)
+    assert blanks(tmp_path / "small.onnx") <= 100 + 150 * low_rank
+
+
+@pytest.mark.parametrize("room", [2, 129, 130, 131, 132, 16386, 16387, 16388])
+def test_every_number_of_bytes_can_be_filled(room: int) -> None:
+    """A text of 128 characters takes 2 bytes more than one of 127, and so does one of 16,384."""
+    import onnx
+
+    proto = onnx.ModelProto(opset_import=[onnx.helper.make_opsetid("", 23)])
+    told = onnx.ModelProto(metadata_props=[{"key": "qcompress", "value": onnxruntime._description(proto, 4)}])
+    size = proto.ByteSize() + told.ByteSize() + room
+    assert len(onnxruntime._padded(proto, 4, size)) == size
 
 
 def operators(path: Path) -> list[str]:
