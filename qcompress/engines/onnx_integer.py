@@ -87,7 +87,8 @@ def room(proto: Any, layer: IntegerLayer) -> int:
     writer = _Writer(proto)
     products = uses(proto, layer.name)
     nodes = [node for use in products for node in writer.nodes(layer, use)]
-    again = sum(len(use.output) + 64 for use in products)  # a second DequantizeLinear, after a clamp
+    readers = _readers(proto)  # each may be a clamp, which becomes another DequantizeLinear
+    again = sum((len(use.output) + 64) * max(1, len(readers.get(use.output, ()))) for use in products)
     total = sum(int(item.ByteSize()) + 8 for item in (*nodes, *writer.initializers))
     return total + again
 

@@ -68,6 +68,23 @@ def test_a_file_is_hardly_padded(tmp_path: Path, options: qcompress.Options) -> 
     assert blanks(tmp_path / "small.onnx") <= 100 + 150 * low_rank
 
 
+def test_clamps_of_one_integer_layer_have_room(tmp_path: Path) -> None:
+    class Clamps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 2, 1, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            inner = self.first(x.abs())
+            return self.last(sum(torch.relu(inner) * scale for scale in range(1, 11)))
+
+    torch.manual_seed(0)
+    model = Clamps().eval()
+    model.first.weight.data.abs_()  # so that no clamp changes anything
+    exported(model, torch.randn(2, 3, 6, 6), qcompress.integer_products(), tmp_path / "small.onnx")
+    assert "Relu" not in operators(tmp_path / "small.onnx")
+
+
 @pytest.mark.parametrize("room", [2, 129, 130, 131, 132, 16386, 16387, 16388])
 def test_every_number_of_bytes_can_be_filled(room: int) -> None:
     """A text of 128 characters takes 2 bytes more than one of 127, and so does one of 16,384."""
