@@ -24,10 +24,11 @@ from formulations.reductions.linearisation import Linearisation, linearised
 from formulations.reductions.pricing import priced
 from solvers.bounds.dual import DualBound, largest_objective
 from solvers.bounds.paired_dual import PairedDual
+from solvers.exact.every_choice import offer_paired
 from solvers.kernels.moves import Integers
 from solvers.kernels.paired_uses import arrays_of, descend_paired, repair_paired
 from solvers.paired_annealing import anneal_paired
-from solvers.search import Search
+from solvers.search import Search, num_choices
 from solvers.sub_search import SubSearch
 
 DOUBLINGS, BISECTIONS = 40, 16
@@ -50,6 +51,9 @@ ANNEAL_SHARE = 0.5
 
 LINEAR_SHARE, LINEAR_S = 0.5, 60.0
 """Minimum fraction of the remaining time of a turn on the linear statement, and its time in seconds without a limit."""
+
+FEW_CHOICES = 1e5
+"""Maximum number of choices that are all tried, in a fraction of a second, if the prices lead to none within budget."""
 
 PASSES = 20
 """Maximum number of passes of the descent."""
@@ -88,6 +92,8 @@ def solve_paired(
     if price_search.choice is not None:
         with search.phase("repair_s"):
             within.offer(price_search.choice)
+    if search.choice is None and num_choices(problem) <= FEW_CHOICES:
+        offer_paired(problem, search)
     if search.proven() or search.expired():
         return
     linear = _linear(problem, search) if exact or prove is not None else None
@@ -150,6 +156,7 @@ def prepare() -> None:
     for factor in (None, np.eye(4)):
         problem = Problem(*tables, PairTerms(factor=factor), 0.0, {}, {"macs": terms})
         solve_paired(problem, Search(problem, solver="warm"), lambda _: None, anneal=True)
+        offer_paired(problem, Search(problem, solver="warm"))
 
 
 class Within:

@@ -327,3 +327,8 @@ class _Phase:
 
     def __exit__(self, *_: object) -> None:
         self._timing[self._name] = self._timing.get(self._name, 0.0) + time.perf_counter() - self._start
+
+
+def num_choices(problem: Problem) -> float:
+    """Return the number of choices, the product of the groups' sizes, at most 8e307."""
+    return float(np.exp(np.minimum(np.log(np.diff(problem.group_offsets)).sum(), 709.0)))

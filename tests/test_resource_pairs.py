@@ -286,3 +286,25 @@ def test_forms_without_a_place_for_the_terms_refuse_them(tmp_path: Path) -> None
             write_problem(problem, tmp_path / f"problem{suffix}")
     write_problem(problem, tmp_path / "problem.npz")
     assert read_problem(tmp_path / "problem.npz").fingerprint() == problem.fingerprint()
+
+
+ROUTES = ("auto", "lagrangian", "greedy", "ga", "beam", "anneal", "sa", "tabu", "milp", "miqp")
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_the_only_choice_within_two_budgets_is_found_by_every_solver(name: str) -> None:
+    """Prices lead to no choice within both budgets: three of the four are over one of them."""
+
+    def between(values: list[list[float]]) -> scipy.sparse.csr_array:
+        return scipy.sparse.csr_array(np.block([[np.zeros((2, 2)), np.array(values)], [np.zeros((2, 4))]]))
+
+    problem = Problem(
+        ["a", "b"], [["x", "y"]] * 2, [0, 0, 0, 0], {"first": [3, 7, 4, 9], "second": [6, 3, 8, 0]},
+        {"first": 13, "second": 15},
+        resource_pairs={"first": between([[2, 1], [4, 8]]), "second": between([[7, 9], [0, 7]])},
+    )  # fmt: skip
+    within = [choice for choice in itertools.product(range(2), repeat=2) if problem.evaluate(choice).feasible]
+    assert within == [(0, 1)]
+    found = solve(problem, name, seed=0, time_limit=5)
+    assert found.choice is not None
+    assert tuple(found.choice) == within[0]

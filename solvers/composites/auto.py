@@ -18,7 +18,7 @@ from formulations.forms.integer_program import num_products
 from solvers.base import Search, Solver
 from solvers.bounds.learned import learned
 from solvers.bounds.warm import warm_bounds
-from solvers.exact.brute_force import BruteForce, num_choices, warm_enumeration
+from solvers.exact.brute_force import BruteForce, warm_enumeration
 from solvers.exact.dynamic_program import DynamicProgram
 from solvers.exact.milp import Milp
 from solvers.exact.miqp import Miqp
@@ -27,6 +27,7 @@ from solvers.heuristic.anneal import Anneal
 from solvers.heuristic.genetic_algorithm import Genetic
 from solvers.heuristic.greedy import Greedy
 from solvers.heuristic.lagrangian import Lagrangian, open_part
+from solvers.search import num_choices
 from solvers.solution import relative_gap
 from solvers.uneven import uneven
 

@@ -16,6 +16,7 @@ from solvers.base import Search, Solver
 from solvers.exact.every_choice import TIE, enumerate_paired, rounding_of_ties
 from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, terms, to_arrays
+from solvers.search import num_choices
 
 MAX_CHOICES = 10**9
 """Maximum number of choices (the solver evaluates about 50 million per second)."""
@@ -82,11 +83,6 @@ def warm_enumeration() -> None:
     problem = Problem(*tables)
     BruteForce().run(problem, Search(problem, solver="warm"))
     enumerate_paired(problem, Search(problem, solver="warm"))
-
-
-def num_choices(problem: Problem) -> float:
-    """Return the number of choices, the product of the groups' sizes (infinite beyond 1e308)."""
-    return float(np.exp(np.minimum(np.log(np.diff(problem.group_offsets)).sum(), 709.0)))
 
 
 class _State(NamedTuple):

@@ -20,19 +20,25 @@ def rounding_of_ties(problem: Problem) -> float:
 
 
 def enumerate_paired(problem: Problem, search: Search) -> None:
-    """Try every choice, one option of the first group at a time."""
+    """Offer the best choice and close the search, unless the time is over before all choices are tried."""
+    if offer_paired(problem, search):
+        search.close()
+
+
+def offer_paired(problem: Problem, search: Search) -> bool:
+    """Try every choice, one option of the first group at a time, and offer the best ones; returns whether all were."""
     a, u = arrays_of(problem)
     chosen, best = problem.group_offsets[:-1].copy(), np.array([np.inf, 0.0])
     least, rounding = chosen.copy(), rounding_of_ties(problem)
     for first in range(a.starts[0], a.starts[1]):
         if search.expired():
-            return
+            return False
         chosen[:] = a.starts[:-1]
         chosen[0] = first
         _enumerate(a, u, chosen, best, least, rounding)
         if np.isfinite(best[0]):
             search.offer(least - a.starts[:-1])
-    search.close()
+    return True
 
 
 @compiled

@@ -24,12 +24,13 @@ from solvers.bounds.semidefinite import Lift
 from solvers.bounds.sign_bound import SignState
 from solvers.bounds.signs import SignForm
 from solvers.exact.base import Exact
-from solvers.exact.brute_force import BruteForce, num_choices, warm_enumeration
+from solvers.exact.brute_force import BruteForce, warm_enumeration
 from solvers.heuristic.anneal import Anneal
 from solvers.heuristic.lagrangian import begin, open_part
 from solvers.kernels.local_search import polish
 from solvers.kernels.moves import Floats
 from solvers.kernels.repair import repair
+from solvers.search import num_choices
 
 MAX_OPTIONS = 1000
 """Maximum number of options, same as for `lagrangian`'s semidefinite bound."""

@@ -13,7 +13,6 @@ whole problem would take too long, it is not started, and ``details["not_sampled
 
 import importlib
 import itertools
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
@@ -33,6 +32,7 @@ from solvers.errors import SolverError
 from solvers.kernels.moves import Floats, Integers, to_arrays
 from solvers.kernels.warm import warm
 from solvers.qubo.samples import Improver, states_of
+from solvers.search import num_choices
 
 OFTEN_INVALID = 0.1
 """A group's penalty is doubled if more than this fraction of a round's samples is invalid in it."""
@@ -144,7 +144,7 @@ def sample_rounds(
         return
     with search.phase("build_s"):
         couplings = pair_couplings(problem)
-    round_s, most = 0.0, SAMPLES_PER_CHOICE * math.prod(np.diff(problem.group_offsets).tolist())
+    round_s, most = 0.0, SAMPLES_PER_CHOICE * num_choices(problem)
     for done in itertools.count() if rounds is None else range(rounds):
         plenty = improver.quality.samples >= most
         if rounds is None and done >= usual_rounds and (plenty or _enough(search, round_s)):

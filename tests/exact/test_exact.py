@@ -18,10 +18,10 @@ from formulations.reductions.scaling import scaled
 from solvers import Solution, SolverUnavailableError, Status, StopReason, UnsupportedProblemError, run
 from solvers.errors import InvalidOptionError
 from solvers.exact import milp
-from solvers.exact.brute_force import MAX_CHOICES, num_choices
+from solvers.exact.brute_force import MAX_CHOICES
 from solvers.exact.cp_sat import CpSat
 from solvers.exact.miqp import Miqp
-from solvers.search import Search
+from solvers.search import Search, num_choices
 from solvers.testing import optimum
 from solvers.testing.cut_runs import cut_run
 
