@@ -16,6 +16,9 @@ from torch import Tensor
 
 from qcompress.compressed.reconstruction import DAMPINGS
 
+CONSTANT = 1e-5
+"""Share of the squares of its terms below which a variance is rounding: the channel is constant, and is not scaled."""
+
 MOST_WIDENED = 4.0
 """Largest factor between two variances of a channel that is made up for."""
 
@@ -68,7 +71,9 @@ class LayerSums:
         mean = (weight @ self.inputs[..., None])[..., 0] / self.count
         own = ((weight @ self.moments) * weight).sum(-1) / self.count - mean.square()
         wanted = self.squares / self.count - (self.outputs / self.count).square()
-        ratio = (wanted / own.clamp_min(1e-30)).clamp(1 / MOST_WIDENED, MOST_WIDENED)
+        terms = self.squares + (weight.square() * self.moments.diagonal(dim1=1, dim2=2)[:, None]).sum(-1)
+        rounding = CONSTANT * terms / self.count + 1e-30
+        ratio = ((wanted + rounding) / (own + rounding)).clamp(1 / MOST_WIDENED, MOST_WIDENED)
         return weight * ratio[..., None] ** 0.25
 
 

@@ -132,7 +132,17 @@ def test_outputs_vary_by_the_geometric_mean_of_the_fit_and_what_is_wanted() -> N
     torch.testing.assert_close(weight, expected)
     fitted, widened = ((rows @ own.mT).std(1) for own in (weight, sums.widened(weight)))
     assert (fitted < goal.std(1)).all()
-    torch.testing.assert_close(widened, (fitted * goal.std(1)).sqrt())
+    torch.testing.assert_close(widened, (fitted * goal.std(1)).sqrt(), rtol=1e-4, atol=0.0)  # the share for rounding
+
+
+def test_channels_that_do_not_vary_keep_their_scale() -> None:
+    """One sample, or outputs that are the same for all: there is no spread to restore."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1, 3, 4, generator=generator, dtype=torch.float64)
+    for rows in (torch.randn(1, 1, 4, generator=generator), torch.ones(1, 50, 4) / 3):
+        sums = LayerSums()
+        sums.add(rows, (rows.double() @ weight.mT).float())
+        torch.testing.assert_close(sums.widened(weight), weight, rtol=0.01, atol=0.0)  # sums in float32, fourth root
 
 
 def test_sets_with_depthwise_layers_are_found_whole() -> None:
