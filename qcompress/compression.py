@@ -278,9 +278,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     steps.require_solver(request)
     steps.require_loss(request)
     steps.require_batch_norm_data(request)
-    if request.evaluate is None:
-        return request, run
-    return replace(request, metric_before=steps.metric_of(request.evaluate, calibration.goal, "the original")), run
+    return steps.with_metric_before(request, run), run
 
 
 def _offered(given: Arguments, engine: Engine | None) -> Options | Mapping[str, Options] | Offered:

@@ -224,9 +224,10 @@ class RunFolder:
                     f"{path} holds a run of an earlier version ({_EARLIER}), which cannot be resumed; choose "
                     "another folder or delete this one"
                 )
-            place = next(folder for folder in (path, *path.parents) if folder.exists())
+            place = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
             if not place.is_dir():
-                raise OptionsError(f"the run folder {path}: {place} is a file; name a folder for the results")
+                what = "a file" if place.exists() else "a link that leads nowhere"
+                raise OptionsError(f"the run folder {path}: {place} is {what}; name a folder for the results")
             try:
                 with tempfile.TemporaryDirectory(dir=place):
                     return
@@ -239,6 +240,22 @@ class RunFolder:
                 f"{path / JOURNAL} is not a complete {FILE_KIND.name} file: its steps are damaged; delete it"
             )
         self._steps, self.last_files, self._written = steps, files, records_in(journal)
+
+    @contextlib.contextmanager
+    def made(self) -> Iterator[None]:
+        """A ``with`` block in which the folder exists; an error removes what was made for it, if that is empty."""
+        if self.path is None:
+            yield
+            return
+        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            for folder in new:
+                with contextlib.suppress(OSError):  # something was written there
+                    folder.rmdir()
+            raise
 
     def _write(self) -> None:
         if self.path is not None:

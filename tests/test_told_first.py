@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ from qcompress import (
     time_options,
     verify,
 )
-from qcompress.errors import QcompressError
+from qcompress.errors import DataError, OptionsError, QcompressError
+from qcompress.model.batches import require_samples
 from solvers import SolverError, UnsupportedProblemError
 from solvers.composites.portfolio import Portfolio
 from solvers.leap.errors import LeapTokenError
@@ -315,3 +317,34 @@ def test_a_budget_that_channels_cannot_keep_says_which_stay_and_why(options: Any
         )
     if not given or not measurement or not measurement.coded:  # with codes a measurement lists what has neither
         assert str(why.value).endswith(". The channels of some layers stay (5: it reaches the output)")
+
+
+def test_the_callers_metric_may_write_into_the_run_folder(tmp_path: Path) -> None:
+    def noted(_: nn.Module) -> float:
+        with (tmp_path / "run" / "log.txt").open("a") as log:
+            log.write("x")
+        return 1.0
+
+    compress(network(), inputs(), budget={"bytes": 0.5}, options=BITS, folder=tmp_path / "run", evaluate=noted)
+    assert (tmp_path / "run" / "log.txt").read_text() == "xx"
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"patience": np.int64(4)}, {"patience": math.inf}, {"learning_rate": torch.tensor(1e-3)}]
+)
+def test_fine_tuning_takes_numbers_of_other_libraries(numbers: dict[str, Any]) -> None:
+    before = dict(numbers)
+    finetune(network(), inputs(), 2, teacher=network(), **numbers)
+    assert numbers == before
+
+
+def test_a_folder_below_a_link_that_leads_nowhere_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(OptionsError, match="a link that leads nowhere"):
+        compress(network(), inputs(), budget={"bytes": 0.5}, options=BITS, folder=tmp_path / "link" / "run")
+
+
+def test_a_batch_of_texts_may_hold_an_empty_tensor() -> None:
+    require_samples({"texts": ["a", "bb"], "mask": torch.empty(0)})
+    with pytest.raises(DataError, match="holds no sample"):
+        require_samples({"x": torch.empty(0, 3), "flag": True, "none": None})

@@ -1,6 +1,7 @@
 """Split a batch into samples, and refuse one without any."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import NoneType
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from qcompress.errors import DataError
 
 
 def require_samples(batch: Any, name: str = "a batch") -> None:
-    """Check that some tensor of a batch called ``name`` holds a number; batches without tensors are not checked.
+    """Check that some tensor of a batch called ``name`` holds a number.
+
+    Batches without tensors, or with something else that may hold samples, such as texts, are not checked.
 
     Raises:
         DataError: all of them are empty.
@@ -19,7 +22,8 @@ def require_samples(batch: Any, name: str = "a batch") -> None:
     Traceback (most recent call last):
     qcompress.errors.DataError: data[1] holds no sample (tensors of shape (0, 4), (0,)): leave it out
     """
-    if (tensors := _tensors(batch)) and not any(tensor.numel() for tensor in tensors):
+    tensors = _tensors(batch)
+    if tensors and not any(tensor.numel() for tensor in tensors) and not _holds_others(batch):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise DataError(f"{name} holds no sample (tensors of shape {shapes}): leave it out")
 
@@ -68,6 +72,15 @@ def _tensors(batch: Any) -> list[Tensor]:
         batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     )
     return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _holds_others(batch: Any) -> bool:
+    """Whether a batch holds more than tensors, numbers and None."""
+    if isinstance(batch, Mapping):
+        return any(map(_holds_others, batch.values()))
+    if isinstance(batch, (tuple, list)):
+        return any(map(_holds_others, batch))
+    return not isinstance(batch, (Tensor, int, float, NoneType))
 
 
 def _taken(batch: Any, part: slice) -> Any:

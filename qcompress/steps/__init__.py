@@ -18,12 +18,12 @@ from qcompress.steps.repeating import chosen_again
 from qcompress.steps.reporting import Outcome, reported
 from qcompress.steps.request import Arguments, NoChoiceError, Request
 from qcompress.steps.rounds import in_rounds
-from qcompress.steps.trial import metric_of, require_batch_norm_data, require_loss, require_solver
+from qcompress.steps.trial import require_batch_norm_data, require_loss, require_solver, with_metric_before
 
 __all__ = [
     "Arguments", "NoChoiceError", "Outcome", "Request", "copied", "require_fitting", "require_taken",
     "require_for_channels", "require_times_that_add_up", "require_possible", "kept_aside", "measured", "formulated",
     "minimized", "limited", "solved", "refined", "guarded", "chosen_again", "moved", "taken", "refitted", "applied",
-    "made_up", "finetuned", "reported", "in_rounds", "metric_of", "require_batch_norm_data", "require_loss",
-    "require_solver",
+    "made_up", "finetuned", "reported", "in_rounds", "require_batch_norm_data", "require_loss",
+    "require_solver", "with_metric_before",
 ]  # fmt: skip

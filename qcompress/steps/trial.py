@@ -5,6 +5,7 @@ Measuring a large model takes hours. What can be known before that is found out 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from qcompress.measuring.removals import on_offer
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.steady import steady
+from qcompress.run_folder import RunFolder
 from qcompress.scalars import as_number
 from qcompress.steps.opened import first_of
 from qcompress.steps.preflight import is_surveyed
@@ -77,6 +79,18 @@ def require_batch_norm_data(request: Request) -> None:
     if request.batch_norm_data is not None:
         batches = forwards.of_every_shape(request.batch_norm_data, "batch_norm_data")
         reestimate_(own_copy(request.copied), batches, request.calibration.forward)
+
+
+def with_metric_before(request: Request, run: RunFolder) -> Request:
+    """Return the request with the caller's metric of the original, if there is one; it may write into the run folder.
+
+    Raises:
+        OptionsError: same as in `metric_of`.
+    """
+    if request.evaluate is None:
+        return request
+    with run.made():
+        return replace(request, metric_before=metric_of(request.evaluate, request.calibration.goal, "the original"))
 
 
 def metric_of(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:

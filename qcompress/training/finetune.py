@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from qcompress.model.calibration import Calibration
 from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
+from qcompress.scalars import plain
 from qcompress.training.checkpoint import Checkpoint, Standing
 from qcompress.training.optimiser import WideAdam
 from qcompress.training.straight_through import Trained
@@ -127,6 +129,7 @@ def finetune(
     True
     """
     require_training(steps, learning_rate, patience)
+    learning_rate, patience = plain(learning_rate), plain(patience)
     require_in_memory(model, "finetune", "load its folder with transformers' from_pretrained")
     if is_packed(model):
         raise ModelError(
@@ -297,7 +300,8 @@ def require_training(steps: int, learning_rate: float, patience: int = 1) -> Non
     Raises:
         OptionsError: steps or patience are below 1, or the learning rate is not above 0.
     """
-    numbers = ((steps, int), (patience, int), (learning_rate, (int, float)))
+    looks = 1 if patience == math.inf else plain(patience)
+    numbers = ((plain(steps), int), (looks, int), (plain(learning_rate), Real))
     known = all(isinstance(value, kind) and not isinstance(value, bool) for value, kind in numbers)
     if not (known and steps >= 1 and patience >= 1 and 0 < learning_rate < math.inf):
         raise OptionsError(
