@@ -7,7 +7,8 @@ fitted by least squares to the outputs of the original's layer, on the inputs it
 `qcompress.measuring.least_squares`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -83,14 +84,7 @@ def fit_in_turn_(
             _fit_on_the_way(smaller, original, paths, kept, forwards.first_batch(data), forward)
             return smaller
         for path in paths:
-            given = (
-                (
-                    _inputs_and_outputs(smaller, path, batch, forward)[0],
-                    _inputs_and_outputs(original, path, batch, forward)[1],
-                    batch,
-                )
-                for batch in data
-            )
+            given = _inputs_and_goals(smaller, original, path, data, forward)
             _fit(smaller.get_submodule(path), kept.get(path), given, last=path == paths[-1])
     return smaller
 
@@ -147,10 +141,15 @@ def _kept_rows(original: nn.Module, record: Compression) -> dict[str, NDArray[np
 
 
 def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> list[str]:
-    """Return the paths of the layers that can be fitted and are called exactly once, in the order of their calls."""
+    """Return the paths of the layers that can be fitted and are called exactly once, in the order of their calls.
+
+    A weight that several layers hold cannot be fitted to one of them.
+    """
     called: list[str] = []
     fitting: dict[str, bool] = {}
-    shared = overlapping(held_tensors(model))
+    held = held_tensors(model)
+    holders = Counter(id(item.tensor) for item in held)
+    shared = {*overlapping(held), *(tensor for tensor, count in holders.items() if count > 1)}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, path: str) -> None:
         called.append(path)
@@ -237,10 +236,18 @@ def _by_group(module: nn.Module, rows: Tensor) -> Tensor:
     return rows.reshape(_groups(module), -1, rows.shape[1])
 
 
-def _inputs_and_outputs(
-    model: nn.Module, path: str, batch: Any, forward: forwards.Forward | None
-) -> tuple[Tensor, Tensor]:
-    """Run the model up to a layer, and return the layer's input and output."""
+def _inputs_and_goals(
+    smaller: nn.Module, original: nn.Module, path: str, data: Iterable[Any], forward: forwards.Forward | None
+) -> Iterator[tuple[Tensor, Tensor, Any]]:
+    """Yield a layer's input in the smaller model, its output in the original, and the batch, if the batch calls it."""
+    for batch in data:
+        own, wanted = (_called(model, path, batch, forward) for model in (smaller, original))
+        if own is not None and wanted is not None:
+            yield own[0], wanted[1], batch
+
+
+def _called(model: nn.Module, path: str, batch: Any, forward: forwards.Forward | None) -> tuple[Tensor, Tensor] | None:
+    """Run the model up to a layer, and return the layer's input and output; None if the batch does not call it."""
     calls: list[tuple[Tensor, Tensor]] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -254,7 +261,7 @@ def _inputs_and_outputs(
         return calls[0]
     finally:
         hook.remove()
-    raise ModelError(f"{path!r} was called by one batch and not by another")
+    return None
 
 
 def _rows_of_outputs(module: nn.Module, output: Tensor) -> Tensor:

@@ -192,8 +192,9 @@ def _watched(
             hook.remove()
 
 
-def _channel_dim(module: nn.Module) -> int:
-    return -1 if isinstance(module, nn.Linear) or layers.has_inputs_first(module) else 1
+def _channel_dim(module: Any) -> int:
+    """Return the dimension of the channels, counted from the last: inputs may have no dimension for samples."""
+    return -1 if isinstance(module, nn.Linear) or layers.has_inputs_first(module) else -1 - len(module.kernel_size)
 
 
 def _per_sample(values: Tensor, dim: int, samples: int) -> Tensor:
