@@ -53,9 +53,8 @@ a smaller one, problems in which almost all items fit in a knapsack take many ti
 STEP = 1.618
 """Step length of the multipliers; below the golden ratio the method converges."""
 
-
-SECONDS_PER_ITERATION = 1.2e-10
-"""Time of an iteration in seconds, divided by the cube of the number of options."""
+FASTEST = 1.2e-10
+"""Time of an iteration in seconds on a fast machine, divided by the cube of the number of options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -115,9 +114,24 @@ def semidefinite_bound(
     )
 
 
-def least_seconds(num_options: int) -> float:
-    """Estimate the time in seconds for a useful bound, which takes `USEFUL` checks."""
-    return SECONDS_PER_ITERATION * LOOK * USEFUL * num_options**3
+def useful_within(seconds: float, num_options: int) -> bool:
+    """Whether a useful bound, which takes `USEFUL` checks, is computed in time; one projection tells how fast it goes.
+
+    The time of an eigenvalue decomposition differs by a factor of ten between machines, and with what else they run.
+
+    >>> useful_within(np.inf, 8), useful_within(0.0, 8)
+    (True, False)
+    """
+    per_iteration = seconds / (LOOK * USEFUL)
+    return FASTEST * num_options**3 <= per_iteration and _projection_s(num_options) <= per_iteration
+
+
+def _projection_s(size: int) -> float:
+    """Measure the time in seconds of a projection as in `_positive_part`, for a dense matrix of a size."""
+    rows = np.random.default_rng(0).normal(size=(size, size))
+    begun = time.perf_counter()
+    _positive_part(rows, rows + rows.T)
+    return time.perf_counter() - begun
 
 
 def convexified(problem: Problem, *, time_limit: float = float("inf")) -> Problem:

@@ -22,7 +22,7 @@ from solvers.base import Search
 from solvers.bounds.dual import DualBound
 from solvers.bounds.duality import dual_bound
 from solvers.bounds.messages import SparseBlocks
-from solvers.bounds.semidefinite import convexified, least_seconds
+from solvers.bounds.semidefinite import convexified, useful_within
 from solvers.exact.base import Exact, recovering, require_time, undecided
 from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
 
@@ -143,7 +143,7 @@ def _stated(problem: Problem, search: Search) -> Problem:
     """
     few = problem.pairs.rank < FULL_RANK * problem.num_options or problem.pairs.num_sparse
     seconds = CONVEXIFY_SHARE * search.remaining()
-    if few or least_seconds(problem.num_options) > seconds:
+    if few or not useful_within(seconds, problem.num_options):
         return problem
     return convexified(problem, time_limit=seconds)
 

@@ -17,7 +17,7 @@ from solvers.bounds.duality import DualBound, raise_dual_bound
 from solvers.bounds.learned import learn_certified, learn_option_bounds, learn_searched, learned
 from solvers.bounds.node_bound import Relaxed, node_bound
 from solvers.bounds.pareto_lists import prove
-from solvers.bounds.semidefinite import least_seconds
+from solvers.bounds.semidefinite import useful_within
 from solvers.bounds.warm import warm_bounds
 from solvers.heuristic.anneal import Anneal
 from solvers.kernels.local_search import polish
@@ -33,7 +33,7 @@ MOVES = 2_000_000
 """Number of moves for one of six choices in one round, limited to 200 to 2000 per group (about 0.1 s)."""
 
 MAX_OPTIONS = 1000
-"""Maximum number of open options for which the semidefinite bound is tried (half a second per iteration)."""
+"""Maximum number of open options for which the semidefinite bound is tried."""
 
 MAX_BUDGETS = 16
 """Maximum number of budgets for which it is tried; those of a linearisation (a budget an option) gain little by it."""
@@ -154,9 +154,9 @@ def certify(problem: Problem, search: Search) -> Restriction:
     while problem.pairs and not (search.proven() or search.expired()):
         options = part.problem.num_options
         seconds = min(CERTIFY_SHARE * search.remaining(), CERTIFY_S)
-        few = options <= MAX_OPTIONS and least_seconds(options) <= seconds and len(part.problem.budgets) <= MAX_BUDGETS
+        few = options <= MAX_OPTIONS and len(part.problem.budgets) <= MAX_BUDGETS
         certified = learned(search).certified
-        if not few or (certified and options > SHRUNK * certified):
+        if not few or (certified and options > SHRUNK * certified) or not useful_within(seconds, options):
             break
         learn_certified(search, options)
         incumbent = np.inf if search.objective is None else search.objective

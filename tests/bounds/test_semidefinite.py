@@ -8,6 +8,7 @@ import pytest
 from formulations import PairTerms, Problem
 from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import Status, solve
+from solvers.bounds import semidefinite
 from solvers.bounds.duality import dual_bound
 from solvers.bounds.semidefinite import convexified, semidefinite_bound
 
@@ -114,3 +115,10 @@ def test_solvers_profit(solver):
 def test_a_problem_of_one_option_a_group_is_bounded_exactly():
     problem = layered_problem(3, bits=(4,))
     assert semidefinite_bound(problem).value == pytest.approx(problem.evaluate([0, 0, 0]).objective, rel=1e-6)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_bound_that_would_not_become_useful_in_time_is_not_begun(slow, monkeypatch):
+    monkeypatch.setattr(semidefinite, "_projection_s", lambda size: 1.0 if slow else 0.0)
+    solution = solve(layered_problem(12, rank=3), "lagrangian", time_limit=60)  # 80 s, for at most 20
+    assert ("semidefinite_s" in solution.timing) is not slow
