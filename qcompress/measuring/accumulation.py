@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from qcompress.measuring.stopping import NEVER, Stop
 from qcompress.measuring.sums import Sums
 from qcompress.measuring.workers import BatchResult, Work, results
 from qcompress.model import forward as forwards
+from qcompress.model.batches import number_of
 from qcompress.model.losses import Loss
 from qcompress.model.steady import steady
 
@@ -80,6 +81,7 @@ def accumulate(
         original=original, tried=from_start if sums.first_tried is None else sums.first_tried,
     )  # fmt: skip
     start = last_save = time.perf_counter()
+    total = number_of(batches)
     numbered = itertools.islice(enumerate(batches), sums.num_batches, None)
     in_order = _in_order(work, numbered, jobs, begun=begun)
     for result in in_order:
@@ -92,7 +94,6 @@ def accumulate(
             sums.save(file, key)
             last_save = time.perf_counter()
         if on_progress is not None:
-            total = len(batches) if isinstance(batches, Sized) else None
             elapsed_s = time.perf_counter() - start
             on_progress(
                 MeasureProgress(

@@ -1,4 +1,4 @@
-"""Split a batch into samples, and refuse one without any."""
+"""Split a batch into samples, refuse one without any, and count batches."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType
@@ -26,6 +26,20 @@ def require_samples(batch: Any, name: str = "a batch") -> None:
     if tensors and not any(tensor.numel() for tensor in tensors) and not _holds_others(batch):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise DataError(f"{name} holds no sample (tensors of shape {shapes}): leave it out")
+
+
+def number_of(data: Iterable[Any]) -> int | None:
+    """Return the number of batches of the data, or None if it is not known before they have been read.
+
+    A DataLoader over an IterableDataset has a length only if the data set has one.
+
+    >>> number_of([torch.ones(1, 4)]), number_of(iter([torch.ones(1, 4)]))
+    (1, None)
+    """
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def samples(batch: Any) -> Iterator[Any]:

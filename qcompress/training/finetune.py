@@ -14,7 +14,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -33,6 +33,7 @@ from qcompress.errors import ModelError, NotFiniteError, OptionsError
 from qcompress.identity import identify, identify_batches
 from qcompress.measuring.accumulation import SAVE_EVERY_S
 from qcompress.model import forward as forwards
+from qcompress.model.batches import number_of
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
 from qcompress.model.modes import outside_modes
@@ -318,7 +319,8 @@ def _rate(step: int, *, steps: int) -> float:
 
 def _from(batches: Iterable[Any], done: int, steps: int, seed: int) -> Iterator[Any]:
     """Return the batches of the remaining steps."""
-    passes, skipped = divmod(done, len(batches)) if isinstance(batches, Sized) else (0, done)
+    number = number_of(batches)
+    passes, skipped = divmod(done, number) if number else (0, done)
 
     def endless() -> Iterator[Any]:
         for number in itertools.count(passes):
