@@ -51,6 +51,21 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 
 
+def missing_folder(path: AnyPath) -> Path | None:
+    """Return the folder that ``path``, or the file that a link there leads to, would be in, if it does not exist.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "link").symlink_to("nowhere/file")
+    >>> missing_folder(folder / "link").name
+    'nowhere'
+    >>> missing_folder(folder / "file") is None
+    True
+    """
+    folders = (Path(path).parent, Path(os.path.realpath(path)).parent)
+    return next((folder for folder in folders if not folder.is_dir()), None)
+
+
 @contextlib.contextmanager
 def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path for a file or folder that moves to ``path`` only if the block ends without an error.

@@ -14,7 +14,8 @@ from formulations import Problem
 from formulations.files import AnyPath, drafting
 from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources, without_resources
 from qcompress.engines.base import Engine
-from qcompress.engines.export import ExportedFile, export, require_free
+from qcompress.engines.companions import require_companions, with_companions
+from qcompress.engines.export import ExportedFile, draft_file, require_free
 from qcompress.engines.in_time import Seconds, solved_in_time, with_reachable_time, without_time_budget
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import as_engine
@@ -49,7 +50,7 @@ def engine_for(
     What an earlier run in ``folder`` wrote as ``output`` may be replaced.
 
     Raises:
-        OptionsError: an output was given without a target.
+        OptionsError: an output was given without a target, or a file that only goes with an output was.
         EngineError: the engine does not exist, does not support the model, or cannot measure seconds for a time budget;
             or something stands where its file is to be written.
         MissingError: a package of the engine is missing.
@@ -63,7 +64,9 @@ def engine_for(
     engine = as_engine(target)
     if LATENCY in budget and (why := engine.why_not_timed()):
         raise EngineError(why)
-    if output is not None:
+    if output is None:
+        require_companions(engine, None)
+    else:
         require_free(engine, Path(output), own=has_written(folder, Path(output)))
     try:
         engine.sizes(calibration.model, (), (), calibration.first_batch())
@@ -181,7 +184,8 @@ def tying(engine: Engine | None, measurement: Measurement, solver: Solver) -> So
 def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[ExportedFile | None, Verification | None]:
     """Write the engine's file of ``model`` and compare it on the first samples, if a file was requested.
 
-    The file takes its place only after it was compared; until then, whatever stands there is left unchanged.
+    The file and its companions take their places only after it was compared; until then, whatever stands there is left
+    unchanged.
 
     Raises:
         VerificationError: the engine does not run the file, or its weights or outputs differ from the prediction; the
@@ -193,15 +197,15 @@ def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[Export
     batch, goal = request.calibration.first_batch(), Path(output)
     own = has_written(run.path, goal)
     require_free(engine, goal, own=own)
-    with drafting(goal, over_folder=own) as draft:
+    with with_companions(engine, model), drafting(goal, over_folder=own) as draft:
         with run.timed("export"):
-            file = export(model, draft, target=engine, example=batch)
+            size_bytes = draft_file(engine, model, draft, batch)
         with run.timed("verify"):
             verification = _accepted(engine, model, draft, list(itertools.islice(samples(batch), VERIFIED)), goal)
         require_free(engine, goal, own=has_written(run.path, goal))  # something may have come there meanwhile
         run.exporting(goal, draft)
     run.exported(goal)
-    return replace(file, path=goal), verification
+    return ExportedFile(path=goal, size_bytes=size_bytes), verification
 
 
 def _accepted(engine: Engine, model: nn.Module, draft: Path, batches: list[Any], goal: Path) -> Verification:

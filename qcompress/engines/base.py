@@ -90,6 +90,23 @@ class EngineRun:
     wall_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """A small file that a setting of an engine asks for besides the engine's own file.
+
+    Attributes:
+        setting: name of the setting.
+        path: the file.
+        content: ``model -> bytes``, the content for a model that `Engine.write` is given.
+        is_one: ``bytes -> bool``, whether the content of an existing file is of this kind, so that it may be replaced.
+    """
+
+    setting: str
+    path: Path
+    content: Callable[[nn.Module], bytes]
+    is_one: Callable[[bytes], bool]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Engine(ABC):
     """An inference engine. Subclasses are frozen dataclasses; their fields are settings, which all have defaults."""
@@ -180,9 +197,15 @@ class Engine(ABC):
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:
         """Write ``model`` according to its record (or unchanged if it has none) to ``path``, which must not exist.
 
+        Nothing is written elsewhere: also models that are only to be timed are written (see `companions`).
+
         Raises:
             EngineError: the engine does not support this model; the message says why.
         """
+
+    def companions(self) -> Sequence[Companion]:
+        """Files that the settings ask for besides the engine's own, see `qcompress.engines.companions`."""
+        return ()
 
     @abstractmethod
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:

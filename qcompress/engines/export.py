@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from formulations.files import AnyPath, drafting
+from formulations.files import AnyPath, drafting, missing_folder
 from qcompress.compressed.record import record_of, require_unchanged
 from qcompress.engines.base import Engine
+from qcompress.engines.companions import require_companions, with_companions
 from qcompress.engines.registry import as_engine
 from qcompress.errors import EngineError
 from qcompress.model.batches import require_samples
@@ -47,27 +48,36 @@ def export(
 
     Raises:
         EngineError: the engine is unknown, or does not support the model, a layer or an option; something else stands
-            at the path; or the model does not run on the example.
+            at the path, or where a setting has another file written; or the model does not run on the example.
         DataError: the example holds no sample.
         ArtefactError: a compressed weight has been changed since compression.
         MissingError: a package of the engine is missing.
         OSError: the file cannot be written; no partial file is left.
     """
     engine, model, goal = as_engine(target), model_of(model_or_result), Path(path)
+    require_free(engine, goal)
+    with with_companions(engine, model), drafting(goal) as draft:
+        return ExportedFile(path=goal, size_bytes=draft_file(engine, model, draft, example))
+
+
+def draft_file(engine: Engine, model: nn.Module, draft: Path, example: Any) -> int:
+    """Write the engine's file alone, to a temporary place, and return its bytes; `export` says what is raised.
+
+    Afterwards it is too late to ask: a pipe or device has no size.
+    """
     if opened_of(model) is not None and not engine.by_block:
         raise EngineError(f"engine {engine.name!r} does not write a model block by block: load it whole")
     if (record := record_of(model)) is not None and opened_of(model) is None:  # an opened model cannot have changed
         require_unchanged(record, model)
-    require_free(engine, goal)
     require_samples(example, "the example")
-    with drafting(goal) as draft:
-        engine.write(model, draft, example)
-        size_bytes = size_on_disk(draft)  # a pipe or device has no size afterwards
-    return ExportedFile(path=goal, size_bytes=size_bytes)
+    engine.write(model, draft, example)
+    return size_on_disk(draft)
 
 
 def require_free(engine: Engine, goal: Path, *, own: bool = False) -> None:
-    """Check that an engine's file or folder can be written there: a file replaces a file, a folder an empty folder.
+    """Check that an engine's file or folder can be written there, and its companions where its settings say.
+
+    A file replaces a file, a folder an empty folder, and a companion one of its kind.
 
     Args:
         engine: the engine.
@@ -78,8 +88,9 @@ def require_free(engine: Engine, goal: Path, *, own: bool = False) -> None:
         EngineError: something else stands there.
         FileNotFoundError: the folder around it does not exist.
     """
-    if not goal.parent.is_dir():
-        raise FileNotFoundError(2, "there is no such folder", str(goal.parent))
+    require_companions(engine, goal)
+    if (folder := missing_folder(goal)) is not None:
+        raise FileNotFoundError(2, "there is no such folder", str(folder))
     if goal.is_file() and engine.writes_folder:
         raise EngineError(f"engine {engine.name!r} writes a folder, but {goal} is a file; name a new folder")
     if goal.is_dir() and not engine.writes_folder:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from formulations.files import replacing
-from qcompress.engines.base import Engine, EngineRun, FileSizes, timed
+from qcompress.engines.base import Companion, Engine, EngineRun, FileSizes, timed
 from qcompress.engines.llama_cpp import container, running
+from qcompress.engines.llama_cpp.container import TensorPlan
 from qcompress.engines.llama_cpp.content import FULL, Entry, entries, state_rows, values_of
 from qcompress.engines.llama_cpp.header import Head, head_of
 from qcompress.engines.llama_cpp.pooling import pooled
-from qcompress.engines.llama_cpp.recipe import recipe_of
+from qcompress.engines.llama_cpp.recipe import is_recipe, recipe_of
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
 from qcompress.model.parts import Part, unique_state
@@ -34,7 +34,8 @@ class LlamaCpp(Engine):
     Attributes:
         source: the model's folder with its tokenizer, or a GGUF file of it, whose header (tokens, template, licence) is
             copied; empty for the folder that the model was loaded from.
-        recipe: a file to which the choice is also written, for ``llama-quantize --tensor-type-file``; empty for none.
+        recipe: a file to which the choice is also written, for ``llama-quantize --tensor-type-file``, when the GGUF
+            file takes its place; empty for none. It replaces only an earlier recipe.
         threads: number of llama.cpp's threads; 0 for as many as torch uses.
 
     llama.cpp rounds the inputs of a quantized layer to 8 bits, so its outputs agree with the emulation's within a few
@@ -103,13 +104,18 @@ class LlamaCpp(Engine):
         return FileSizes(options=options, overhead=len(whole) + sum(map(container.padded, rest)))
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:  # noqa: ARG002
-        """Write the file, one tensor at a time, and the recipe if a file is given for it."""
+        """Write the file, one tensor at a time."""
         head = head_of(model, self.source)
-        plans = [*(entry.plan for entry in entries(model, head)), *head.tensors]
-        container.write(path, values_of(head), plans)
-        if self.recipe:
-            with replacing(self.recipe) as file:
-                file.write(recipe_of(plans).encode())
+        container.write(path, values_of(head), _plans(model, head))
+
+    def companions(self) -> Sequence[Companion]:
+        """The recipe, if a file is given for it."""
+
+        def content(model: nn.Module) -> bytes:
+            return recipe_of(_plans(model, head_of(model, self.source))).encode()
+
+        given = (Path(self.recipe),) if self.recipe else ()
+        return [Companion(setting="recipe", path=path, content=content, is_one=is_recipe) for path in given]
 
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
         """Return log-probabilities of the next token of every sample or, for an encoder, every sample's embedding."""
@@ -145,6 +151,11 @@ class LlamaCpp(Engine):
             if why := _differs(entry, decoded, state[entry.state], head):
                 return why
         return ""
+
+
+def _plans(model: nn.Module, head: Head) -> list[TensorPlan]:
+    """All tensors of the file."""
+    return [*(entry.plan for entry in entries(model, head)), *head.tensors]
 
 
 def _differs(entry: Entry, decoded: Any, weight: Tensor, head: Head) -> str:

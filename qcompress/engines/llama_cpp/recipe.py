@@ -16,3 +16,13 @@ def recipe_of(plans: Iterable[TensorPlan]) -> str:
     """
     names = {kind.number: name.lower() for name, kind in TYPES.items()}
     return "".join(f"^{re.escape(plan.name)}$={names[plan.number]}\n" for plan in plans if len(plan.shape) > 1)
+
+
+def is_recipe(content: bytes) -> bool:
+    r"""Whether a file of this content is one for ``--tensor-type-file``: words ``name=type``, or nothing yet.
+
+    >>> is_recipe(b"^output$=q6_k\nattn_v=Q5_K\n"), is_recipe(b"GGUF\x03"), is_recipe(b'{"a": 1}')
+    (True, False, False)
+    """
+    types = [word.rpartition(b"=") for word in content.split()]
+    return all(name and kind.decode("latin-1").upper() in TYPES for name, _, kind in types)
