@@ -251,7 +251,8 @@ def _called(model: nn.Module, path: str, batch: Any, forward: forwards.Forward |
     calls: list[tuple[Tensor, Tensor]] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        calls.append((args[0] if args else next(iter(kwargs.values())), output))
+        given = args[0] if args else next(iter(kwargs.values()))
+        calls.append((given.clone(), output.clone()))  # they may lie in attributes, which are put back
         raise _EnoughError
 
     hook = model.get_submodule(path).register_forward_hook(note, with_kwargs=True)

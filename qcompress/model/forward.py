@@ -98,9 +98,10 @@ def of_every_shape(data: Iterable[Any], name: str) -> list[Any]:
 
 
 def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
-    """Return the model's output ``(samples, …)`` for one batch, converted to float32 unless it is wider.
+    """Return a copy of the model's output ``(samples, …)`` for one batch, in float32 unless it is wider.
 
-    Plain attributes that the pass changed are put back (see `qcompress.model.plain_state`).
+    A copy, because the model may return a buffer that the next pass overwrites, or state that is put back. Plain
+    attributes that the pass changed are put back (see `qcompress.model.plain_state`).
 
     Raises:
         ModelError: the output is not a tensor with a sample dimension, or is not finite; or a plain attribute changed
@@ -138,9 +139,9 @@ def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tens
             f"the model's output for a batch ({described(batch)}) has the shape {tuple(output.shape)}, without any "
             "number: leave this batch out"
         )
-    if output.is_inference():
-        output = output.clone()
-    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    output = output.to(
+        torch.promote_types(output.dtype, torch.float32), copy=not getattr(forward, "gives_copies", False)
+    )
     if bool((output.detach() == -math.inf).any()):  # logits of excluded classes
         output = output.clamp(min=RULED_OUT)
     if not bool(torch.isfinite(output.detach()).all()):

@@ -90,6 +90,7 @@ class PlainState:
         self._arrays = [
             (name, array, _version(array), _copy(array)) for name, array in _own_arrays(model, contents.arrays).items()
         ]
+        self._loose = {id(array) for _, array, *_ in self._arrays if isinstance(array, Tensor) and array.is_leaf}
         self.lost: set[str] = set()
 
     def put_back(self) -> set[str]:
@@ -105,6 +106,8 @@ class PlainState:
                 changed |= {_joined(name, holder, key) for key in different}
                 _restore(holder, before)
         for name, array, version, copy in self._arrays:
+            if id(array) in self._loose:
+                release(array)
             if copy is None:
                 if _version(array) != version:
                     self.lost.add(name)
@@ -112,6 +115,12 @@ class PlainState:
                 changed.add(name)
                 _write(array, copy)
         return changed
+
+
+def release(tensor: Tensor) -> None:
+    """Take a tensor that a pass wrote to out of the graph of that pass, unless it is a view."""
+    if tensor.grad_fn is not None and not tensor._is_view():
+        tensor.detach_()
 
 
 class _Contents:

@@ -9,7 +9,7 @@ recorded.
 import contextlib
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
-from qcompress.model.plain_state import PlainState
+from qcompress.model.plain_state import PlainState, release
 
 SAME = 1e-4  # tolerated relative difference, because accelerators round differently from run to run
 
@@ -32,12 +32,15 @@ class Steady:
     Attributes:
         moved: names of what passes changed and what was restored: tensors, and the plain attributes that matter for
             the output of the next pass.
+        gives_copies: outputs are copies, which stay what they are when state is restored or the model runs again.
 
     >>> noisy = lambda model, batch: model(batch) + torch.rand(())
     >>> steady, model, batch = Steady(noisy), nn.Linear(2, 2), torch.ones(1, 2)
     >>> torch.equal(steady(model, batch), steady(model, batch))
     True
     """
+
+    gives_copies: ClassVar[bool] = True
 
     def __init__(self, forward: forwards.Forward | None = None, seed: int = 0) -> None:
         self._forward, self._seed = forward or forwards.default_forward, seed
@@ -49,7 +52,8 @@ class Steady:
         Raises:
             ModelError: a parameter changed, other than that of an Embedding with ``max_norm``.
         """
-        buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+        buffers = {name: (buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()}
+        loose = [buffer for buffer, _ in buffers.values() if buffer.is_leaf]
         limited = {
             f"{name}.weight".lstrip("."): module.weight.detach().clone()
             for name, module in model.named_modules()
@@ -60,9 +64,12 @@ class Steady:
         }
         try:
             with _seeded(self._seed):
-                return self._forward(model, batch)
+                output = self._forward(model, batch)
+                return output.clone() if isinstance(output, Tensor) else output
         finally:
             self._put_back(model, buffers, limited, versions)
+            for buffer in loose:
+                release(buffer)
 
     def require_same(self, model: nn.Module, batch: Any) -> None:
         """Check that two runs give the same output, and note plain attributes by which one run affects the next.

@@ -180,8 +180,8 @@ def _watched(
             watched_input = given.pop(path, None)
             if watched_input is None or not isinstance(output, Tensor):
                 return None
-            calls.append((path, watched_input, output))
-            return output.clone()  # the code that follows may overwrite it
+            calls.append((path, watched_input, output.clone()))
+            return calls[-1][2].clone()  # the code that follows may overwrite it
 
         hooks += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
     try:
