@@ -66,3 +66,14 @@ class AutocastWarning(UserWarning):
 
 class UncheckedWarning(UserWarning):
     """A run resumes from its folder, and something that it depends on cannot be checked for changes."""
+
+
+def found(value: object, wanted: type) -> str:
+    """Say what was given in place of an instance of ``wanted``: its type, or the class that was not called.
+
+    >>> found(3, QcompressError), found(DataError, QcompressError), found(int, QcompressError)
+    ('int', 'the class DataError; write DataError()', 'the class int')
+    """
+    if not isinstance(value, type):
+        return type(value).__name__
+    return f"the class {value.__name__}" + (f"; write {value.__name__}()" if issubclass(value, wanted) else "")

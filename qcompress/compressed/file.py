@@ -35,7 +35,7 @@ from qcompress.compressed.record import (
     record_of,
     require_unchanged,
 )
-from qcompress.errors import ArtefactError
+from qcompress.errors import ArtefactError, found
 from qcompress.model.composed import compose_
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
@@ -131,7 +131,7 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
     model = model_factory()
     if not isinstance(model, nn.Module):
         raise ArtefactError(
-            f"the function for the original model must return a torch module, found {type(model).__name__}"
+            f"the function for the original model must return a torch module, found {found(model, nn.Module)}"
         )
     compose_(model, contents.state)
     if contents.cuts or contents.bypasses:

@@ -11,7 +11,7 @@ import importlib.metadata
 from typing import Any
 
 from qcompress.engines.base import Engine, EngineInfo
-from qcompress.errors import EngineError
+from qcompress.errors import EngineError, found
 
 ENTRY_POINTS = "qcompress.engines"
 
@@ -57,7 +57,7 @@ def as_engine(target: str | Engine, **settings: Any) -> Engine:
     """
     if not isinstance(target, (str, Engine)):
         raise EngineError(
-            f"target must be the name of an engine or an Engine, found {type(target).__name__}; "
+            f"target must be the name of an engine or an Engine, found {found(target, Engine)}; "
             f"known: {', '.join(_table()) or 'none'}"
         )
     engine = engine_class(target)() if isinstance(target, str) else target
@@ -67,6 +67,9 @@ def as_engine(target: str | Engine, **settings: Any) -> Engine:
 
 def engines() -> list[EngineInfo]:
     """List all engines, whether they can be used here, and what is missing if not. Imports none of their packages.
+
+    As ``qcompress.engines`` is this function, an engine's class is imported by name, for example
+    ``from qcompress.engines.onnxruntime import OnnxRuntime``, instead of being reached by attributes.
 
     >>> all(info.available or "pip install" in info.why_not for info in engines())
     True

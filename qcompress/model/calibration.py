@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from qcompress.errors import ModelError, OptionsError
+from qcompress.errors import ModelError, OptionsError, found
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.model import forward as forwards
 from qcompress.model.decoder_inputs import require_decoder_mask
@@ -89,7 +89,7 @@ def require_usable(model: nn.Module) -> None:
             it is on the meta device and was not opened by `qcompress.open_model`.
     """
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+        raise ModelError(f"model must be a torch.nn.Module, found {found(model, nn.Module)}")
     require_changeable(model)
     for path, module in model.named_modules():
         name = repr(path) if path else "the model"

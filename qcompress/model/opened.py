@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from formulations.files import AnyPath
-from qcompress.errors import ModelError
+from qcompress.errors import ModelError, found
 from qcompress.model.blocks import Blocks, blocks_of
 from qcompress.model.building import parameters_on_meta
 from qcompress.model.hugging_face import built, require_config
@@ -209,7 +209,7 @@ def _made(make: Callable[[], nn.Module], dtype: torch.dtype | None) -> nn.Module
     model = make()
     if not isinstance(model, nn.Module):
         raise ModelError(
-            f"open_model(model=…) must be a function that returns a module, it gave {type(model).__name__}"
+            f"open_model(model=…) must be a function that returns a module, it gave {found(model, nn.Module)}"
         )
     return model if dtype is None else model.to(dtype)
 
