@@ -42,6 +42,7 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
     'whole'
     """
     target = Path(os.path.realpath(path))
+    _require_end_of_link(path)
     try:
         with _written_into(path) if _is_special(path) else _replaced(target) as file:
             yield file
@@ -85,6 +86,7 @@ def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
     'whole'
     """
     target, special = Path(os.path.realpath(path)), _is_special(path) and not Path(path).is_dir()
+    _require_end_of_link(path)
     beside = None if special else target.parent
     try:
         if not special and target.is_file() and not os.access(target, os.W_OK):
@@ -124,6 +126,12 @@ def _exchange(draft: Path, target: Path, aside: Path, *, over_folder: bool) -> N
         if over_folder:
             aside.rename(target)
         raise
+
+
+def _require_end_of_link(path: AnyPath) -> None:
+    """Raise an error about the folder that is missing if ``path`` is a link into one, instead of about the link."""
+    if Path(path).is_symlink() and (folder := missing_folder(path)) is not None:
+        raise FileNotFoundError(errno.ENOENT, f"{path} is a link into a folder that does not exist", str(folder))
 
 
 def _is_special(path: AnyPath) -> bool:

@@ -595,6 +595,18 @@ def folder_draft(path):
         (place / "part").write_bytes(b"x")
 
 
+@pytest.mark.parametrize("put", [write, draft, folder_draft])
+def test_a_link_into_a_folder_that_is_missing_is_named_with_the_folder(tmp_path, put):
+    link = tmp_path / "link"
+    link.symlink_to("nowhere/file")
+    with pytest.raises(FileNotFoundError, match=f"{link} is a link into a folder that .*: '{tmp_path / 'nowhere'}'"):
+        put(link)
+    (tmp_path / "nowhere").mkdir()
+    put(link)
+    assert link.is_symlink()
+    assert (tmp_path / "nowhere" / "file").exists()
+
+
 def test_a_draft_follows_links_and_keeps_modes(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     file, link = tmp_path / "elsewhere" / "file", tmp_path / "link"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from formulations.files import missing_folder
 from solvers.solver_text import value_of
 
 CALLABLE = "PACKAGE.MODULE:CALLABLE"
@@ -118,8 +119,8 @@ def in_folder(output: Path | None) -> Path | None:
     Raises:
         typer.BadParameter: the folder around it does not exist.
     """
-    if output is not None and not output.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {str(output.parent)!r} for {output.name}.")
+    if output is not None and (folder := missing_folder(output)) is not None:
+        raise typer.BadParameter(f"there is no folder {str(folder)!r} for {output.name}.")
     return output
 
 
