@@ -11,7 +11,7 @@ from qcompress.compressed.record import record_of, require_unchanged
 from qcompress.engines.base import Engine
 from qcompress.engines.companions import require_companions, with_companions
 from qcompress.engines.registry import as_engine
-from qcompress.errors import EngineError
+from qcompress.errors import EngineError, found
 from qcompress.model.batches import require_samples
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import opened_of
@@ -91,17 +91,21 @@ def require_free(engine: Engine, goal: Path, *, own: bool = False) -> None:
     require_companions(engine, goal)
     if (folder := missing_folder(goal)) is not None:
         raise FileNotFoundError(2, "there is no such folder", str(folder))
-    if goal.is_file() and engine.writes_folder:
-        raise EngineError(f"engine {engine.name!r} writes a folder, but {goal} is a file; name a new folder")
-    if goal.is_dir() and not engine.writes_folder:
-        raise EngineError(
-            f"engine {engine.name!r} writes a file, but {goal} is a folder; name a file, such as one in it"
-        )
+    if why := other_kind(engine, goal):
+        raise EngineError(f"{why}; name a {'new folder' if engine.writes_folder else 'file, such as one in it'}")
     if goal.is_dir() and any(goal.iterdir()) and not own:
         raise EngineError(
             f"the folder {goal} is not empty; name a new folder. One is replaced only by 'compress' with the "
             "run folder (--folder) that it was written from, if nothing in it was changed"
         )
+
+
+def other_kind(engine: Engine, path: Path) -> str:
+    """Say that a file stands where the engine has a folder, or the other way round; else an empty string."""
+    if path.is_dir() if not engine.writes_folder else path.is_file():
+        kinds = ("a folder", "a file") if engine.writes_folder else ("a file", "a folder")
+        return f"engine {engine.name!r} writes {kinds[0]}, but {path} is {kinds[1]}"
+    return ""
 
 
 def model_of(model_or_result: nn.Module | HasModel) -> nn.Module:
@@ -113,7 +117,7 @@ def model_of(model_or_result: nn.Module | HasModel) -> nn.Module:
     model = model_or_result if isinstance(model_or_result, nn.Module) else getattr(model_or_result, "model", None)
     if not isinstance(model, nn.Module):
         raise EngineError(
-            f"expected a torch module or the result of compress(), found {type(model_or_result).__name__}"
+            f"expected a torch module or the result of compress(), found {found(model_or_result, nn.Module)}"
         )
     return model
 

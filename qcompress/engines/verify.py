@@ -15,7 +15,7 @@ from formulations.files import AnyPath
 from qcompress.compressed.factored import fold_
 from qcompress.compressed.record import detach, record_of
 from qcompress.engines.base import Engine, EngineRun
-from qcompress.engines.export import HasModel, model_of, size_on_disk
+from qcompress.engines.export import HasModel, model_of, other_kind, size_on_disk
 from qcompress.engines.registry import as_engine
 from qcompress.engines.rounding import rounded_differently
 from qcompress.errors import DataError, EngineError, ModelError
@@ -82,8 +82,8 @@ def verify(
         memory: whether to measure the peak memory of both, in separate processes.
 
     Raises:
-        EngineError: the engine is unknown, does not run the file, or the file gives outputs of other shapes than the
-            model.
+        EngineError: the engine is unknown, does not run the file, or writes folders instead; or the file gives outputs
+            of other shapes than the model.
         DataError: there is no batch.
         MissingError: a package of the engine is missing.
         FileNotFoundError: there is no such file.
@@ -91,6 +91,8 @@ def verify(
     engine, model, file, memory = as_engine(target), model_of(model_or_result), Path(path), as_flag(memory, "memory")
     if not file.exists():
         raise FileNotFoundError(2, "there is no such file", str(file))
+    if why := other_kind(engine, file):
+        raise EngineError(f"{why}; give what export wrote for this engine")
     batches = list(forwards.checked_data(data))
     if not batches:
         raise DataError("the data is empty, so there is nothing to verify with: give at least one batch")

@@ -68,6 +68,8 @@ class WeightFiles(Mapping[str, StoredTensor]):
                 f"{folder} has no {absent[0]} ({len(absent)} of the {len(files)} files in {INDEX} are missing): "
                 "download or copy the folder again"
             )
+        if folder.is_file():
+            raise ModelError(f"{folder} is a file; name the folder that holds the model's safetensors files")
         if not files:
             raise ModelError(f"{folder} has no safetensors files; save the model with save_pretrained(folder)")
         self._tensors = {name: stored for file in files for name, stored in _header(file).items()}

@@ -14,6 +14,7 @@ from qcompress.errors import (
     DataError,
     EngineError,
     MissingError,
+    ModelError,
     OptionsError,
     VerificationError,
 )
@@ -198,6 +199,41 @@ def test_unknown_engines_settings_and_things_that_are_none_are_refused(tmp_path)
         as_engine(Toy(), speed=1)
     with pytest.raises(EngineError, match="found dict"):
         qcompress.export({}, tmp_path / "x", target=Toy())  # type: ignore[arg-type]
+
+
+def test_a_class_is_named_with_the_call_that_is_missing(data, tmp_path):
+    with pytest.raises(EngineError, match=r"found the class Toy; write Toy\(\); known: llama.cpp"):
+        qcompress.export(network(), tmp_path / "x", target=Toy)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=r"found the class dict; known:"):
+        as_engine(dict)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=r"found the class Chaotic; write Chaotic\(\)"):
+        qcompress.export(Chaotic, tmp_path / "x", target=Toy())  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"found the class Chaotic; write Chaotic\(\)"):
+        qcompress.measure(Chaotic, data, Toy().options())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("compressed-tensors", "writes a folder, but .*place is a file; give what export wrote"),
+        ("llama.cpp", "writes a file, but .*place is a folder; give what export wrote"),
+        ("onnxruntime", "writes a file, but .*place is a folder; give what export wrote"),
+    ],
+)
+def test_verifying_a_file_in_place_of_a_folder_or_the_other_way_round_is_refused(tmp_path, target, told):
+    place = tmp_path / "place"
+    place.write_bytes(b"GGUF") if told.endswith("a file; give what export wrote") else place.mkdir()
+    with pytest.raises(EngineError, match=f"engine '{target}' {told}"):
+        qcompress.verify(place, network(), [torch.ones(1, 8)], target=target)
+
+
+def test_a_link_into_a_folder_that_is_missing_is_refused_by_the_folders_name(data, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to("nowhere/small.toy")
+    with pytest.raises(FileNotFoundError, match=r"there is no such folder: .*nowhere'"):
+        qcompress.export(network(), tmp_path / "link", target=Toy())
+    monkeypatch.setattr("qcompress.steps.measuring.measure", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(FileNotFoundError, match=r"there is no such folder: .*nowhere'"):
+        qcompress.compress(network(), data, budget={FILE_BYTES: 0.7}, target=Toy(), output=tmp_path / "link")
 
 
 def test_verifying_with_nothing_or_no_file_is_refused(tmp_path):

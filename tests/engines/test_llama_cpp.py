@@ -62,6 +62,8 @@ def test_a_file_of_quantized_tensors_is_read_as_the_emulation(llama, tmp_path):
 def test_files_that_cannot_be_read_say_why(llama, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such GGUF file"):
         read_gguf(tmp_path / "nowhere.gguf")
+    with pytest.raises(EngineError, match="is a folder; name a GGUF file"):
+        read_gguf(tmp_path)
     (tmp_path / "text.gguf").write_text("not one")
     with pytest.raises(EngineError, match="is not a GGUF file"):
         read_gguf(tmp_path / "text.gguf")

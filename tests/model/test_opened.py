@@ -92,6 +92,8 @@ def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
         open_model(tmp_path)
     folder = saved("Llama", tmp_path / "a")
     (folder / "model.safetensors").rename(tmp_path / "away")
+    with pytest.raises(ModelError, match="is a file; name the folder that holds"):
+        WeightFiles(Path(__file__))
     with pytest.raises(ModelError, match="has no safetensors files"):
         open_model(folder)
     whole = (tmp_path / "away").read_bytes()

@@ -108,9 +108,11 @@ def require_readable(file: Path) -> Head:
     """Return the header of a GGUF file.
 
     Raises:
-        EngineError: it is not a GGUF file, is cut off, or has an unsupported architecture.
+        EngineError: it is a folder or no GGUF file, is cut off, or has an unsupported architecture.
         FileNotFoundError: there is no such file.
     """
+    if file.is_dir():
+        raise EngineError(f"{file} is a folder; name a GGUF file, such as one in it")
     if not file.is_file():
         raise FileNotFoundError(2, "there is no such GGUF file", str(file))
     return head_of(nn.Identity(), str(file))
