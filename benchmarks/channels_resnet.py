@@ -8,7 +8,8 @@ steps are also left out for comparison. Alternatives at no more macs: the same s
 weight (L1); all units ranked together by Fisher score per saved mac (Taylor pruning does this with squares, arXiv
 1906.10771); and, if torch-pruning is installed, its global group magnitude and group Taylor importance. Every row is
 evaluated on test images after cutting, after re-estimating batch-norm statistics, and after the same fine-tuning
-(distillation from the original).
+(distillation from the original). Equal macs are not equal time, so each alternative is also cut as far as it takes no
+more measured time than this project's choice (processor time on one thread, in turn with the original's).
 
 The measurement and the rows are kept in ``--out``; an interrupted run resumes.
 
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks import cifar, efficientnet
+from benchmarks.clock import time_ratios
 from benchmarks.tables import Rows, markdown, write_results
 from qcompress.compressed.removal import remove_
 from qcompress.measurement import Measurement
@@ -55,10 +57,22 @@ UNIFORM = "uniform, L1"
 Ranking = Callable[[float], dict[str, list[int]]]
 """Function from a pruning strength, 0 to 1, to the units that are removed from every set."""
 
+FISHER = "ranked, Fisher for macs"
+RIVALS = (UNIFORM, FISHER, *THEIRS)
+IN_TIME = ", in the time of ours"
+"""Ending of the names of rows whose macs follow from the time of ours at these macs."""
+
+TOLERANCE = 0.01
+"""Relative excess of a measured time up to which it counts as kept."""
+
+TIMED = 16
+"""Images in the batch that is timed."""
+
 COLUMNS = {
     "share": "macs asked for",
     "choice": "chosen by",
     "macs": "macs",
+    "time": "time",
     "bytes": "bytes",
     "gap": "gap",
     "kl": "KL",
@@ -239,16 +253,36 @@ class Study:
             ranking = ranked_fisher(self.model, self.data, self.sets, self.uses)
         return remove_(copy.deepcopy(self.model), self.sets, within(self.sets, self.uses, limit, ranking)), None
 
-    def row(self, choice: str, share: float) -> dict[str, Any]:
-        """Return the row of one method at one share of the macs."""
+    def in_time(self, choice: str, most: float) -> nn.Module | None:
+        """Return the network of a rival with the most macs whose time is at most ``most`` of the original's."""
+        low, high, best = 0.0, 1.0, None
+        for _ in range(7):
+            share = 0.5 * (low + high)
+            smaller, _ = self.smaller_by(choice, share)
+            if smaller is None or self.time(smaller) > (1 + TOLERANCE) * most:
+                high = share
+            else:
+                low, best = share, smaller
+        return best
+
+    def time(self, model: nn.Module) -> float:
+        """Return the processor time of a batch relative to the original's."""
+        return time_ratios(model, self.model, self.data[0][:TIMED])["time"]
+
+    def row(self, choice: str, share: float, most: float | None = None) -> dict[str, Any]:
+        """Return the row of one method at one share of the macs, or in at most ``most`` of the original's time."""
         row: dict[str, Any] = {"share": share, "choice": choice}
-        smaller, gap = self.smaller_by(choice, share)
+        if most is None:
+            smaller, gap = self.smaller_by(choice, share)
+        else:
+            smaller, gap = self.in_time(choice.removesuffix(IN_TIME), most), None
         if smaller is None:
             return row
         output, renormed = cifar.logits(smaller, self.inputs), copy.deepcopy(smaller)
         reestimate_(renormed, self.data)
         row |= {
             "macs": count(smaller, self.data[:1], None).macs / self.whole["macs"],
+            "time": self.time(smaller),
             "bytes": total_bytes(smaller) / self.whole["bytes"],
             "gap": gap,
             "kl": cifar.kl(self.reference, output),
@@ -275,9 +309,14 @@ def main() -> None:
     rows = Rows(study.out / f"{study.name}.json", {"original": original, **settings_of(arguments)})
     print(f"original: {original:.2f} % on {len(study.labels)} test images", flush=True)
     for share in arguments.shares:
-        for choice in (*OURS, UNIFORM, "ranked, Fisher for macs", *THEIRS):
+        for choice in (*OURS, *RIVALS):
             if not rows.of(share=share, choice=choice):
                 rows.add(study.row(choice, share))
+        ours = next(iter(OURS))
+        most = rows.of(share=share, choice=ours)[0]["time"]
+        for choice in (f"{rival}{IN_TIME}" for rival in RIVALS):
+            if not rows.of(share=share, choice=choice):
+                rows.add(study.row(choice, share, most))
     table = markdown(rows.of(), COLUMNS)
     write_results(study.out, study.name, rows.values, table)
     print(table)

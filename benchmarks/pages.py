@@ -90,6 +90,7 @@ CHANNELS = {
     "macs asked for": "{share:g}",
     "chosen by": "{choice}",
     "macs": "{macs:.3f}",
+    "time": "{time:.2f}",
     "KL": "{kl:.2f}",
     "accuracy": "{accuracy:.1f}",
     "with batch norm taken again": "{renormed:.1f}",
