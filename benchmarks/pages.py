@@ -302,6 +302,19 @@ VIEWS = {
     **dict.fromkeys(
         ("channels_resnet56", "channels_efficientnet"), View(columns={**UNTIMED, "fine-tuned": "{tuned:.1f}"})
     ),
+    "heads_minilm": View(
+        columns={
+            "time asked for": "{share:g}",
+            "chosen by": "{choice}",
+            "time": "{time:.2f}",
+            "bytes": "{bytes:.2f}",
+            "heads by block": "{heads}",
+            "MLP units by block": "{units}",
+            "blocks left out": "{left_out}",
+            "Spearman × 100": "{spearman:.1f}",
+            "after all layers are fitted": "{spearman_fitted:.1f}",
+        }
+    ),
     "jointly_resnet20": View(
         columns={
             "macs allowed": "{macs_share:g}",
