@@ -78,11 +78,16 @@ def sensitivity(
         calls, output = _watched(model, list(places), batch, forward)
         probes = loss.probes(output.detach(), batch, generator)
         num_samples += len(output)
+        calls = [call for call in calls if call[2].requires_grad]  # others run without gradients
         handles = [tensor for call in calls for tensor in call[1:]]
         per_probe: list[dict[str, Tensor]] = []
-        for probe in probes if calls else ():
+        for probe in probes if calls and output.requires_grad else ():
             gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-                output, handles, grad_outputs=probe, retain_graph=True, allow_unused=True
+                output,
+                handles,
+                grad_outputs=probe,
+                retain_graph=True,
+                allow_unused=True,
             )
             shares: dict[str, Tensor] = {}
             for (path, given, _), (back, front) in zip(
@@ -91,8 +96,9 @@ def sensitivity(
                 if back is None or front is None:
                     continue
                 module = model.get_submodule(path)
-                squares = front.square().movedim(_channel_dim(module), -1).flatten(0, -2).sum(0)
-                _add(scores.outputs, path, squares.double().cpu().numpy())
+                squares = front.square().movedim(_channel_dim(module), -1)
+                by_channel = squares.reshape(-1, squares.shape[-1]).sum(0)
+                _add(scores.outputs, path, by_channel.double().cpu().numpy())
                 share = _read(module, _per_sample(given.detach() * back, _channel_dim(module), len(output)))
                 shares[path] = shares[path] + share if path in shares else share
             per_probe.append(shares)
@@ -203,7 +209,7 @@ def _per_sample(values: Tensor, dim: int, samples: int) -> Tensor:
     Samples are the first dimension, or else the second one, or else flattened with positions, sample by sample and each
     with about as many.
     """
-    moved = values.movedim(dim, -1)
+    moved = values[None] if values.ndim == 1 else values.movedim(dim, -1)
     if len(moved) != samples and moved.ndim > 2 and moved.shape[1] == samples:
         moved = moved.movedim(1, 0)
     owner = torch.arange(len(moved), device=moved.device) * samples // len(moved)

@@ -134,11 +134,14 @@ class Tracer(Watching):
             func._overloadpacket
         )  # also of values that are not channels: its work
         if product or any(self.seen(value) is not None for value in tree_leaves((args, kwargs))):
+            try:
+                if rule is not None:
+                    rule(self, func, args, kwargs, output)
+            except RuntimeError:  # shapes that do not fit: torch.func.vmap, for example, inserts dimensions
+                rule = None
             if rule is None:
                 for value in tree_leaves((args, kwargs)):
                     self.block(value, f"the operation {func._overloadpacket} is not supported")
-            else:
-                rule(self, func, args, kwargs, output)
         return output
 
 

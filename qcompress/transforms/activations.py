@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import NotFiniteError
+from qcompress.function_transforms import in_transform, outside_transforms
 
 LEVELS = 255
 
@@ -90,7 +91,8 @@ class Activations:
             return values  # words of an Embedding that shares its weight with a Linear layer
         if self.inputs is not None:
             return self.inputs.rounded(values)
-        low, high = (float(end) for end in torch.aminmax(values.detach()))
+        with outside_transforms(values.detach()) as (seen,):
+            low, high = (float(end) for end in torch.aminmax(seen))
         if not math.isfinite(low) or not math.isfinite(high):
             raise NotFiniteError("the inputs of a layer that rounds them hold NaN or infinity")
         span = Range(low, high)
@@ -148,6 +150,7 @@ def _through(values: Tensor, step: float, zero: int) -> Tensor:
     """Round ``values`` to a grid; gradients pass through unchanged."""
     detached = values.detach()
     wide = detached.to(torch.promote_types(detached.dtype, torch.float32))
-    codes = wide.div(step).round_().clamp_(-zero, LEVELS - zero)
-    rounded = codes.mul_(step).to(values.dtype)
+    codes = wide.div(step).round_()
+    clamp = codes.clamp if in_transform() else codes.clamp_  # torch.func.vmap maps only the first
+    rounded = clamp(-zero, LEVELS - zero).mul_(step).to(values.dtype)
     return values + (rounded - detached) if values.requires_grad else rounded

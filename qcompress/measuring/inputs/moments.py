@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import DataError
+from qcompress.function_transforms import outside_transforms
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.captured import products_of
@@ -178,6 +179,7 @@ def _summed(
             last[name] = number
             return
         last[name] = number
+        given = given.detach()  # the model may compute gradients itself
         for rows in input_rows(module, given if real is None else given[real]):
             batch_sums = products(rows)
             if name not in sums.totals:
@@ -213,8 +215,8 @@ def listen(
     for name, paths in modules.items():
 
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            given = args[0] if args else kwargs["input"]
-            note(name, module, given, real_inputs(batch, module, given))
+            with outside_transforms(args[0] if args else kwargs["input"]) as (given,):
+                note(name, module, given, real_inputs(batch, module, given))
 
         hooks += [model.get_submodule(path).register_forward_pre_hook(hear, with_kwargs=True) for path in paths]
     try:
@@ -230,11 +232,14 @@ def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
     """Return what a layer's weight rows are multiplied with, as ``(positions, per_channel)``, a chunk at a time.
 
     For a grouped convolution ``(groups, positions, per_channel)``. A transposed convolution is treated as a convolution
-    with the flipped kernel over the input with zeros inserted between its positions.
+    with the flipped kernel over the input with zeros inserted between its positions. The input may be one sample
+    without a dimension of samples, or have further dimensions before it.
 
     >>> [rows.tolist() for rows in input_rows(nn.Conv2d(1, 1, (1, 2)), torch.tensor([[[[1.0, 2.0, 3.0]]]]))]
     [[[1.0, 2.0], [2.0, 3.0]]]
     """
+    if isinstance(module, (*layers.CONVOLUTIONS, *layers.TRANSPOSED)):
+        given = given.reshape(-1, *given.shape[-1 - len(module.kernel_size) :])
     if isinstance(module, layers.TRANSPOSED):
         yield from _patches(*_spread_out(module, given), module.groups, turned=True)
         return
@@ -245,11 +250,10 @@ def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
         wide = given.to(torch.promote_types(given.dtype, torch.float32))
         if wide.is_nested:  # samples of different lengths, as in PyTorch's encoder with a padding mask
             wide = torch.cat(wide.unbind())
-        yield from torch.split(wide.flatten(0, -2), max(1, CHUNK // wide.shape[-1]))
+        yield from torch.split(wide.flatten(0, -2) if wide.ndim > 1 else wide[None], max(1, CHUNK // wide.shape[-1]))
         return
     (product,) = products_of(module, (given,), {})  # of the padded input, however it was padded
-    wide, kernel = product.input.to(torch.promote_types(given.dtype, torch.float32)), module.kernel_size
-    samples = wide if wide.ndim == 2 + len(kernel) else wide[None]
+    samples, kernel = product.input.to(torch.promote_types(given.dtype, torch.float32)), module.kernel_size
     steps, widths = (_each(value, len(kernel)) for value in (product.stride, product.dilation))
     padded = nn.functional.pad(samples, _padding(product.padding, kernel, widths))
     yield from _patches(padded, kernel, steps, widths, product.groups)
@@ -278,8 +282,7 @@ def _patches(
 def _spread_out(module: Any, given: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Rewrite a transposed convolution as a plain one: its input, kernel, stride and dilation."""
     kernel, widths, steps = module.kernel_size, module.dilation, module.stride
-    wide = given.to(torch.promote_types(given.dtype, torch.float32))
-    samples = wide if wide.ndim == 2 + len(kernel) else wide[None]
+    samples = given.to(torch.promote_types(given.dtype, torch.float32))
     places = [(size - 1) * step + 1 for size, step in zip(samples.shape[2:], steps, strict=True)]
     apart = samples.new_zeros(*samples.shape[:2], *places)
     between: tuple[slice, ...] = tuple(slice(None, None, step) for step in steps)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from qcompress.errors import DataError
+from qcompress.function_transforms import outside_transforms
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.captured import products_of
@@ -68,10 +69,11 @@ def activation_ranges(
                 odd.add(name)
                 return
             inputs, outputs = seen.setdefault(name, (_Numbers(), _Numbers()))
-            real = real_inputs(batch, module, given)
-            inputs.add(given if real is None else given[real])
-            outputs.add(output if real is None else output[real])
             clamps.follow(name, output)
+            with outside_transforms(given, output) as (given, output):
+                real = real_inputs(batch, module, given)
+                inputs.add(given if real is None else given[real])
+                outputs.add(output if real is None else output[real])
 
         hooks += [member.register_forward_hook(note, with_kwargs=True, prepend=True) for member in members]
     try:

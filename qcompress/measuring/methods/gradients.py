@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcompress.errors import ModelError
+from qcompress.function_transforms import in_transform
 from qcompress.measuring.candidates import Candidates, Layer
 from qcompress.measuring.memory import Returning, room_on
 from qcompress.measuring.methods.calls import Call, autocast_of, response
@@ -33,6 +35,8 @@ STACKED = 1 << 26
 
 SPARSE = 4
 """A gradient is held by rows if less than one in so many is not zero."""
+
+NO_GRADIENT = "where the rounding of its activations has no gradient: measure with method='fisher' or 'direct'"
 
 
 @dataclass(slots=True)
@@ -81,6 +85,7 @@ class Gradients:
         self._held: dict[Layer, list[_Held]] = {layer: [] for layer in candidates.layers}
         self._held_bytes = 0
         self._hooks: list[Any] = []
+        self._adding = False
         self._returning = Returning()
         self.reached: list[set[Layer]] = []
 
@@ -134,12 +139,20 @@ class Gradients:
         """Multiply the gradient of every call's output with the changes that these options make to it."""
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if torch.is_grad_enabled() and in_transform():
+                raise ModelError(
+                    f"{layer.modules[0]!r} is called inside a function transform (torch.func), {NO_GRADIENT}"
+                )
             if not (isinstance(output, Tensor) and output.requires_grad):
                 return
             call = Call(module, args, kwargs, output.detach().clone(), None, autocast_of(output))
 
             @torch.no_grad()
             def multiply(gradient: Tensor) -> None:
+                if not self._adding:
+                    raise ModelError(
+                        f"the model itself computes a gradient through {layer.modules[0]!r}, {NO_GRADIENT}"
+                    )
                 for option, activations in rounding:
                     change = response(call, self._candidates.layer_change(layer, option), activations)
                     product = (gradient.float() * change.float()).sum(dtype=torch.float64)
@@ -161,7 +174,11 @@ class Gradients:
         self._columns.append(np.zeros(self._candidates.num_options))
         self.reached.append(set())
         if output.requires_grad:
-            output.backward(probe, retain_graph=keep)  # type: ignore[no-untyped-call]
+            self._adding = True
+            try:
+                output.backward(probe, retain_graph=keep)  # type: ignore[no-untyped-call]
+            finally:
+                self._adding = False
 
     def effects(self) -> NDArray[np.float64]:
         """``⟨∂(probe·output)/∂W, ΔW⟩`` of every option and column so far, ``(V, columns)``."""

@@ -1,0 +1,49 @@
+"""Tensors inside function transforms: what a layer is given under ``torch.func.vmap``, ``grad`` or ``jvp``.
+
+There a tensor is a wrapper that hides the samples, and whatever is computed from it, or written to other tensors, is
+taken for a part of the transformed function. To be looked at, it is unwrapped outside of all transforms.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def in_transform() -> bool:
+    """Whether the code that runs is inside a function transform."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextlib.contextmanager
+def outside_transforms(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A ``with`` block outside of all function transforms, with the values of tensors; mapped dimensions come first.
+
+    >>> seen = []
+    >>> def look(row):
+    ...     with outside_transforms(row) as (rows,):
+    ...         seen.append(rows.tolist())
+    ...     return row
+    >>> _ = torch.func.vmap(look)(torch.tensor([[1.0], [2.0]]))
+    >>> seen
+    [[[1.0], [2.0]]]
+    """
+    if not in_transform():
+        yield tensors
+        return
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack  # here: imported by transforms only
+
+    with temporarily_clear_interpreter_stack():
+        yield tuple(map(_unwrapped, tensors))
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    functions = torch._C._functorch
+    if not functions.is_functorch_wrapped_tensor(tensor):
+        return tensor
+    inner = _unwrapped(functions.get_unwrapped(tensor))
+    if not functions.is_batchedtensor(tensor):
+        return inner
+    outer = inner.ndim - functions.get_unwrapped(tensor).ndim  # dimensions mapped by transforms further out
+    return inner.movedim(outer + functions.maybe_get_bdim(tensor), 0)
