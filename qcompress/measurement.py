@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.resource_pairs import arrays_of, matrix_from
-from qcompress.errors import OptionsError
+from qcompress.errors import ModelError, OptionsError
 from qcompress.model.composed import composed
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.opened import opened_of
@@ -190,6 +190,20 @@ class Measurement:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    @classmethod
+    def require_as_before(cls, model: nn.Module, fingerprint: str) -> None:
+        """Check that a model, after all passes over the data, still has the fingerprint that it had before.
+
+        Raises:
+            ModelError: it has not.
+        """
+        if cls.fingerprint_of(model) != fingerprint:
+            raise ModelError(
+                "the weights of the model changed while it was measured: running it on some later batch changes them, "
+                "or something else does. Load them again; let the forward pass change no parameter, also not through "
+                ".data, or make what it changes a buffer"
+            )
 
     def save(self, path: AnyPath) -> None:
         """Write everything to one ``.npz`` file, atomically."""

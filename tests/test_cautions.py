@@ -19,7 +19,7 @@ from qcompress import (
     refine,
     remeasure,
 )
-from qcompress.cautions import what_helps
+from qcompress.cautions import LEAST_NATS, LEAST_NATS_FAR, what_helps
 from qcompress.errors import OptionsError
 from qcompress.model.opened import open_model
 from tests.opened_models import in_memory, saved, tokens
@@ -127,3 +127,9 @@ def test_measured_channels_are_not_measured_around_a_choice() -> None:
     ):
         with pytest.raises(OptionsError, match="rounds= of compress.* measures again between removals"):
             again()
+
+
+def test_the_guide_says_of_which_differences_there_is_no_warning() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "guides" / "measuring.md").read_text()
+    for nats in (LEAST_NATS, LEAST_NATS_FAR):
+        assert f"up to {nats:.0e} nats".replace("e-0", "e-") in " ".join(guide.split())

@@ -102,14 +102,14 @@ def measure_channels(
     run = steady(calibration.forward, calibration.seed)
     offered.require_known(layer_names(model))
     fingerprint = Measurement.fingerprint_of(model)
+    run.require_same(model, calibration.first_batch())
     inventory = survey(model, data, run, loss=loss)
     kept_codes = KeptCodes(None if cache is None else Path(f"{cache}.codes"))
     removals, coded, encoded = _on_offer(calibration, run, offered, inventory.parts, kept_codes, on_encode)
     counted = count(model, data, run, loss)
     uses = uses_of(model, removals.sets, counted, left_out=[layer.part.state_name for layer in coded.layers])
     candidates = ChannelCandidates(model, removals, uses, encoded)
-    digests = None if cache is None else calibration.digests()
-    settings = [fingerprint, "channels", method, Measurement.fingerprint_of(calibration.goal), digests]
+    settings = [fingerprint, "channels", method, Measurement.fingerprint_of(calibration.goal)]
     sums = accumulate(
         model,
         data,
@@ -118,14 +118,14 @@ def measure_channels(
         method if coded.layers else "direct",
         calibration.seed,
         run,
-        settings,
+        [*settings, None if cache is None else calibration.digests()],
         original=calibration.original,
         tried=_tried(removals, coded, inventory.tried),
         cache=cache,
         stop=stop,
         on_progress=on_progress,
     )
-    notes = stop.notes(sums, candidates, inventory.num_batches)
+    Measurement.require_as_before(model, fingerprint)
     tables = sums.mean_cost(), sums.factor()
     joined = join(removals, coded.layers, candidates.parts, candidates.transforms, uses, *tables)
     if cache is not None:
@@ -140,7 +140,7 @@ def measure_channels(
         seed=calibration.seed,
         model_fingerprint=fingerprint,
         standing_loss=_standing_loss(calibration, run),
-        notes=tuple(notes),
+        notes=tuple(stop.notes(sums, candidates, inventory.num_batches)),
         tried=MappingProxyType({name: why for name, why in sums.tried.items() if why != TRIED}),
         **_tables(removals, coded, joined),
     )

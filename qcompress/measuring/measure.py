@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from formulations.files import AnyPath
-from qcompress.compressed.apply import require_measured
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.accumulation import accumulate
@@ -234,7 +233,7 @@ def _measured_in_memory(
             stop=stop,
             on_progress=on_progress,
         )
-        require_measured(model, fingerprint)
+        Measurement.require_as_before(model, fingerprint)
     notes += stop.notes(sums, candidates, inventory.num_batches)
     notes += [f"{name} changes while the model runs; it was put back after every pass" for name in sorted(run.moved)]
     measurement = _stated(

@@ -74,11 +74,14 @@ class Steady:
     def require_same(self, model: nn.Module, batch: Any) -> None:
         """Check that two runs give the same output, and note plain attributes by which one run affects the next.
 
+        Parameters are compared by value, because autograd does not count a change through ``.data``. They are as before
+        even if an error is raised.
+
         Raises:
-            ModelError: the outputs differ.
+            ModelError: the outputs differ, or a run changes a parameter.
             DataError: the model does not accept the batch.
         """
-        with torch.no_grad(), forwards.first_pass(batch):
+        with torch.no_grad(), _kept_parameters(model), forwards.first_pass(batch):
             state = PlainState(model)
             first = forwards.run_on(model, batch, self)
             if state.put_back():
@@ -123,15 +126,43 @@ class Steady:
                 else:
                     changed.append(name)
         if changed:
-            raise ModelError(
-                f"running the model changed its parameters {', '.join(changed)}, so that another model would be "
-                "measured; change the forward pass so that it does not modify them, or make them buffers"
-            )
+            raise _changing(changed)
 
 
 def steady(forward: forwards.Forward | None, seed: int = 0) -> Steady:
     """Return ``forward`` as a `Steady`, if it is not one already."""
     return forward if isinstance(forward, Steady) else Steady(forward, seed)
+
+
+def _changing(changed: list[str]) -> ModelError:
+    return ModelError(
+        f"running the model changed its parameters {', '.join(changed)}, so that another model would be "
+        "measured; change the forward pass so that it does not modify them, or make them buffers"
+    )
+
+
+@contextlib.contextmanager
+def _kept_parameters(model: nn.Module) -> Iterator[None]:
+    """A ``with`` block after which every parameter has the values that it had before.
+
+    Raises:
+        ModelError: the block changed one and raised no other error.
+    """
+    before = [
+        (name, parameter, parameter.data, parameter.detach().to("cpu", copy=True))  # accelerators may be full
+        for name, parameter in model.named_parameters()
+        if not parameter.is_meta
+    ]
+    changed: list[str] = []
+    try:
+        yield
+    finally:
+        for name, parameter, memory, values in before:
+            if not _equal(parameter.detach().cpu(), values):
+                changed.append(name)
+                parameter.data = memory.copy_(values)
+    if changed:
+        raise _changing(changed)
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
