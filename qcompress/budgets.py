@@ -43,6 +43,7 @@ _UNITS: Mapping[str, Mapping[str, float]] = {
     "macs": {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     LATENCY: {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6},
     BITS_PER_WEIGHT: {"bit": 1, "bits": 1},
+    LOSS: {"nats": 1},
 }
 _HINTS = {
     LATENCY: "; `time_options` measures it",
@@ -93,7 +94,7 @@ def parse(resource: str, asked: Amount) -> Limit:
     """
     if isinstance(asked, Limit):
         return asked
-    name, wanted = f"the budget for {resource}", _wanted(resource)
+    name, wanted = f"the budget for {'the loss' if resource == LOSS else resource}", _wanted(resource)
     words = _WORDS.fullmatch(asked) if isinstance(asked, str) else None
     if isinstance(asked, str) and words is None:
         raise OptionsError(f"{name} must be {wanted}, found {asked!r}")
@@ -101,11 +102,11 @@ def parse(resource: str, asked: Amount) -> Limit:
     unit = "" if words is None else words[2]
     if not unit:
         return _limit(resource, value)
-    if unit == "%":
+    if unit == "%" and resource != LOSS:
         return Limit(float(Fraction(repr(value)) / 100), is_share=True)
     units = _UNITS.get(resource, {})
     if unit not in units:
-        known = ", ".join(["%", *units])
+        known = ", ".join([*(() if resource == LOSS else "%"), *units])
         hint = "; kB is 1,000 bytes, KiB 1,024" if unit.lower() in ("k", "kb", "kib") and "kB" in units else ""
         raise OptionsError(f"{name} has no unit {unit!r}; known: {known}{hint}")
     return Limit(value * units[unit], is_share=False)
@@ -142,6 +143,8 @@ def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict
 
     >>> split_loss({"loss": 0.02, "macs": "50%"}, "bytes")
     ({'bytes': '100%', 'macs': '50%'}, 0.02)
+    >>> split_loss({"loss": "2e-2 nats"}, "bytes")
+    ({'bytes': '100%'}, 0.02)
     """
     _require_mapping(budget)
     others = {name: asked for name, asked in budget.items() if name != LOSS}
@@ -153,8 +156,7 @@ def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict
         raise OptionsError(
             f"minimize={minimize!r} needs a limit for the predicted loss, for example budget={{'loss': 0.02}}"
         )
-    limit = as_number(budget[LOSS], "the budget for the loss", above=0)
-    return {minimize: "100%", **others}, limit
+    return {minimize: "100%", **others}, parse(LOSS, budget[LOSS]).value
 
 
 def limits(measurement: Measurement, budget: Mapping[str, Amount]) -> dict[str, float]:
@@ -346,13 +348,15 @@ def not_lowered(
 
 
 def _limit(resource: str, value: float) -> Limit:
-    return Limit(value, is_share=value <= 1 and resource != BITS_PER_WEIGHT)
+    return Limit(value, is_share=value <= 1 and resource not in (BITS_PER_WEIGHT, LOSS))
 
 
 def _wanted(resource: str) -> str:
     """Describe which values a budget may take."""
     if resource == BITS_PER_WEIGHT:
         return 'a positive number of bits (4.25) or a share of the original ("15%")'
+    if resource == LOSS:
+        return 'a number above 0, for "kl" in nats per sample (0.02, "0.02 nats")'
     units = [unit for unit in _UNITS.get(resource, ()) if unit not in ("B", "bytes")]
     example = f', "2 {units[0]}"' if units else ""
     return (

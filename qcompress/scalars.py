@@ -1,12 +1,17 @@
-"""Numbers as given by callers: Python or numpy numbers, or a tensor or array with one element."""
+"""Plain arguments as given by callers: numbers of Python or numpy, or with one element; booleans, callbacks, paths."""
 
 import math
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from qcompress.errors import OptionsError
+
+PATHS = ("cache", "folder", "output")
+"""Keyword arguments that are paths."""
 
 
 def as_number(value: Any, name: str, *, above: float, wanted: str = "") -> float:
@@ -52,6 +57,21 @@ def as_flag(value: Any, name: str) -> bool:
     if not isinstance(flag, bool):
         raise OptionsError(f"{name} must be True or False, found {value!r}")
     return flag
+
+
+def require_kinds(named: Mapping[str, Any]) -> None:
+    """Check that among keyword arguments callbacks (``on_…``) can be called and paths are paths; None is neither.
+
+    Raises:
+        OptionsError: one is of another kind.
+
+    >>> require_kinds({"on_progress": print, "cache": None, "folder": "run", "jobs": 2})
+    """
+    for name, value in named.items():
+        if name.startswith("on_") and value is not None and not callable(value):
+            raise OptionsError(f"{name} must be a function to call, found {value!r}")
+        if name in PATHS and value is not None and not isinstance(value, (str, os.PathLike)):
+            raise OptionsError(f"{name} must be a path, found {value!r}")
 
 
 def plain(value: Any) -> Any:

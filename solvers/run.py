@@ -97,6 +97,8 @@ def solve(
     for name, flag in (("bound", bound), ("presolve", presolve), ("wait", wait)):
         if not isinstance(flag, bool):
             raise InvalidOptionError(f"{name} must be True or False, found {flag!r}")
+    if on_progress is not None and not callable(on_progress):
+        raise InvalidOptionError(f"on_progress must be a function to call, found {on_progress!r}")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
         raise InvalidOptionError(f"seed must be a whole number from 0, found {seed!r}")
     back_end = registry.configured(as_solver(solver), options)

@@ -37,7 +37,7 @@ from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.batches import require_samples
 from qcompress.model.composed import composed
-from qcompress.scalars import as_whole
+from qcompress.scalars import as_whole, require_kinds
 from qcompress.transforms.base import Target, Transform
 
 LATENCY = "latency_s"
@@ -88,6 +88,7 @@ def time_options(
     require_measurement(measurement)
     require_measured(model, measurement.model_fingerprint)
     repeats = as_whole(repeats, "repeats", least=1)
+    require_kinds({"on_progress": on_progress})
     timed = channels_timed if measurement.sets else _layers_timed
     with composed(model), forwards.evaluating(model), torch.no_grad():
         with forwards.first_pass(batch, "the batch"):

@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from qcompress.errors import AutocastWarning
+from qcompress.scalars import require_kinds
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -21,6 +22,8 @@ Found = TypeVar("Found")
 
 def outside_modes(function: Callable[Given, Found]) -> Callable[Given, Found]:
     """Run ``function`` without autocast and inference mode, whatever modes its caller is in.
+
+    Before that, the kinds of its keyword arguments are checked (see `qcompress.scalars.require_kinds`).
 
     Warns:
         AutocastWarning: the caller uses autocast, which does not reach the model either.
@@ -33,6 +36,7 @@ def outside_modes(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @functools.wraps(function)
     def run(*given: Given.args, **named: Given.kwargs) -> Found:
+        require_kinds(named)
         devices = [device for device in _devices() if torch.is_autocast_enabled(device)]
         if devices:
             warnings.warn(
