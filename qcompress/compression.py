@@ -240,6 +240,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     known = [*KNOWN, *(() if given.measurement is None else given.measurement.resources)]
     require_known(budget, dict.fromkeys(known))
     steps.require_for_channels(given)
+    steps.require_storable(given)
     engine = targeting.engine_for(calibration, given.target, given.output, given.budget, given.folder)
     if given.measurement is not None:
         _require_fitting(calibration, given.measurement, (given.options, given.skip or None, given.only))

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 from formulations import FileFormatError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from qcompress.errors import OptionsError, UncheckedWarning
+from qcompress.errors import ArtefactError, OptionsError, UncheckedWarning
 from qcompress.identity import identify
 from qcompress.written import is_among, records_in, with_last, with_next
 
@@ -124,7 +124,8 @@ class RunFolder:
         )
         if not changed and earlier["done"] and file.exists():
             _logger.info("%s: %s is reused", self.path, kept.file)
-            value = kept.load(file)
+            with _damage_told():
+                value = kept.load(file)
             self._note(kept.file, REUSED)
             self.wall_s[step] = earlier["wall_s"]
             return value
@@ -233,7 +234,8 @@ class RunFolder:
                     return
             except OSError as error:
                 raise OptionsError(f"the run folder {path} cannot be written: {error}") from error
-        journal = FILE_KIND.read_json(path / JOURNAL)
+        with _damage_told():
+            journal = FILE_KIND.read_json(path / JOURNAL)
         steps, files = journal.get("steps"), journal.get("files", {})
         if not (isinstance(steps, dict) and all(_is_entry(entry) for entry in steps.values())):
             raise FileFormatError(
@@ -293,6 +295,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """A ``with`` block around reading a file of the folder; an error of its contents says what to do."""
+    try:
+        yield
+    except (FileFormatError, ArtefactError) as error:
+        error.args = (f"{error}. Delete this file, and the same call makes it again",)
+        raise
 
 
 def _is_entry(entry: Any) -> bool:

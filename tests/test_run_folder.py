@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from formulations import FileFormatError
-from qcompress.errors import OptionsError, UncheckedWarning
+from qcompress.errors import ArtefactError, OptionsError, UncheckedWarning
 from qcompress.run_folder import Kept, RunFolder
 
 
@@ -208,6 +208,27 @@ def test_a_journal_that_is_no_whole_one_is_one_clear_error(
     (tmp_path / "run.json").write_text(journal)
     with pytest.raises(error, match=r"run\.json"):
         RunFolder(tmp_path)
+
+
+@pytest.mark.parametrize("error", [FileFormatError, ArtefactError])
+def test_a_damaged_value_says_what_to_delete_and_is_then_made_again(tmp_path: Path, error: type[Exception]) -> None:
+    def load(path: Path) -> str:
+        if path.read_text() == "half":
+            raise error(f"{path} is truncated")
+        return path.read_text()
+
+    make, kept = Maker(), Kept("value.txt", write, load)
+    RunFolder(tmp_path).once("make", make, key={}, kept=kept)
+    (tmp_path / "value.txt").write_text("half")
+    with pytest.raises(error, match=r"value\.txt is truncated\. Delete this file, and the same call makes it again$"):
+        RunFolder(tmp_path).once("make", make, key={}, kept=kept)
+    (tmp_path / "value.txt").unlink()
+    assert RunFolder(tmp_path).once("make", make, key={}, kept=kept) == "value 2"
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(FileFormatError, match=r"run\.json .*\. Delete this file, and the same call makes it again$"):
+        RunFolder(tmp_path)
+    (tmp_path / "run.json").unlink()
+    assert RunFolder(tmp_path).once("make", make, key={}, kept=kept) == "value 3"
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "file/deep/run"])

@@ -35,7 +35,7 @@ from qcompress.compressed.record import (
     record_of,
     require_unchanged,
 )
-from qcompress.errors import ArtefactError, found
+from qcompress.errors import ArtefactError, OptionsError, found
 from qcompress.model.composed import compose_
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
@@ -119,7 +119,8 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
     Args:
         path: file written by `save_compressed`.
         model_factory: function that makes the original, uncompressed architecture; its weights do not matter.
-        packed: whether to keep the weights packed in memory and decode them on use, see `pack_`.
+        packed: whether to keep the weights packed in memory and decode them on use, see `pack_`. They are then no
+            parameters any more: a model that takes them from ``named_parameters()``, or sets them, does not run.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -127,11 +128,21 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
             message says where), or the loaded model differs from the saved one.
     """
     packed = as_flag(packed, "packed")
+    if isinstance(model_factory, nn.Module) or not callable(model_factory):
+        raise OptionsError(
+            "load_compressed takes a function that makes the original model, such as its class or lambda: Net(), "
+            f"found {type(model_factory).__name__}"
+        )
     contents, digest = container.read(path)
     model = model_factory()
     if not isinstance(model, nn.Module):
         raise ArtefactError(
             f"the function for the original model must return a torch module, found {found(model, nn.Module)}"
+        )
+    if without := [item.name for item in held_tensors(model) if item.tensor.is_meta]:
+        raise ArtefactError(
+            f"{without[0]!r} of the given model is on the meta device, where nothing can be loaded: make the model on "
+            "the CPU or an accelerator"
         )
     compose_(model, contents.state)
     if contents.cuts or contents.bypasses:

@@ -123,8 +123,15 @@ def _packed_class(layer: type[nn.Module], parameters: tuple[str, ...]) -> type[n
 
 
 def _decoding(parameter: str) -> property:
-    """Return a property for the dense parameter, which is decoded on every access."""
-    return property(lambda self: self._packed[parameter].dense())
+    """Return a property for the dense parameter, which is decoded on every access and cannot be set."""
+
+    def refuse(self: Packed, value: object) -> None:  # noqa: ARG001
+        raise ModelError(
+            f"the {parameter} of this {type(self).__name__} is packed, so that neither functional_call nor anything "
+            "else can set it: load the model without packed=True"
+        )
+
+    return property(lambda self: self._packed[parameter].dense(), refuse)
 
 
 def pack_(model: Model) -> Model:
@@ -157,6 +164,8 @@ def pack_(model: Model) -> Model:
             f"this {type(model).__name__} carries no record of a compression: pack a model returned by apply(), "
             "compress() or load_compressed()"
         )
+    if is_packed(model):
+        raise ArtefactError("the weights of this model are packed already")
     require_unchanged(record, model)
     for _, parts in itertools.groupby(record.parts, key=lambda item: item.part.path):
         items = list(parts)

@@ -12,6 +12,7 @@ from qcompress.steps.preflight import (
     require_fitting,
     require_for_channels,
     require_possible,
+    require_storable,
     require_times_that_add_up,
 )
 from qcompress.steps.repeating import chosen_again
@@ -24,6 +25,6 @@ __all__ = [
     "Arguments", "NoChoiceError", "Outcome", "Request", "copied", "require_fitting", "require_taken",
     "require_for_channels", "require_times_that_add_up", "require_possible", "kept_aside", "measured", "formulated",
     "minimized", "limited", "solved", "refined", "guarded", "chosen_again", "moved", "taken", "refitted", "applied",
-    "made_up", "finetuned", "reported", "in_rounds", "require_batch_norm_data", "require_loss",
+    "made_up", "finetuned", "reported", "in_rounds", "require_batch_norm_data", "require_loss", "require_storable",
     "require_solver", "with_metric_before",
 ]  # fmt: skip

@@ -24,9 +24,10 @@ from qcompress.budgets import (
     parse,
     remedy,
 )
+from qcompress.compressed.container import require_tensors
 from qcompress.engines.base import Engine
 from qcompress.engines.legal import by_number, why_not
-from qcompress.errors import DataError, EngineError, OptionsError
+from qcompress.errors import DataError, EngineError, NotFiniteError, OptionsError
 from qcompress.measurement import without_choice
 from qcompress.measuring.channel_latency import require_separate
 from qcompress.measuring.channels import offers_channels
@@ -58,7 +59,10 @@ def require_fitting(request: Request, validation: Iterable[Any]) -> None:
         expected = forwards.run(model, first_of(model, calibration.first_batch()), run)
         for batch in batches:
             with forwards.first_pass(batch, "a batch of validation"):
-                output = forwards.run(model, first_of(model, batch), run)
+                try:
+                    output = forwards.run(model, first_of(model, batch), run)
+                except NotFiniteError as error:
+                    raise NotFiniteError(f"validation: {error}") from error
             if output.ndim != expected.ndim:
                 raise DataError(
                     f"a batch of validation ({forwards.described(batch)}) gives outputs of shape "
@@ -95,6 +99,17 @@ def require_for_channels(asked_for: Arguments) -> None:
     if wrong := {name: works for name, meant, works in asked if meant}:
         works = "; ".join(dict.fromkeys(wrong.values()))
         raise OptionsError(f"{', '.join(wrong)} is not supported for channels: {works}")
+
+
+def require_storable(asked_for: Arguments) -> None:
+    """Check that a file can hold the result if one is written, or its bytes are counted, before any pass.
+
+    Raises:
+        ArtefactError: it cannot.
+    """
+    stored = asked_for.folder is not None or FILE_BYTES in asked_for.budget or _has_channels(asked_for)
+    if stored and opened_of(asked_for.model) is None:
+        require_tensors(asked_for.model)
 
 
 def _has_channels(asked: Arguments) -> bool:

@@ -17,8 +17,10 @@ from formulations.files import replacing
 from qcompress import cautions
 from qcompress.agreement import agreement
 from qcompress.budgets import FILE_BYTES, LATENCY, loose
+from qcompress.compressed.container import require_tensors
 from qcompress.compressed.file import compressed_size
 from qcompress.compressed.record import record_of
+from qcompress.errors import ArtefactError
 from qcompress.formulation import prediction_error
 from qcompress.guard import Guarded
 from qcompress.measurement import Measurement, has_choice
@@ -256,7 +258,17 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
         yield from cautions.of_attention(measurement, solution)
     asked = {name: limit for name, limit in outcome.problem.budgets.items() if name != request.minimize}
     yield from loose(asked, request.original_of(measurement))
+    yield from _of_file(outcome.smaller)
     yield from cautions.of_latency(outcome.problem.budgets.get(LATENCY), outcome.latency_measured_s)
+
+
+def _of_file(model: nn.Module) -> Iterator[str]:
+    """Warn if `qcompress.save_compressed` would refuse the result."""
+    try:
+        if opened_of(model) is None:
+            require_tensors(model)
+    except ArtefactError as error:
+        yield f"save_compressed() would refuse this model: {error}"
 
 
 def _part_reports(outcome: Outcome) -> Iterator[PartReport]:

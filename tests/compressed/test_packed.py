@@ -346,3 +346,11 @@ def test_packed_weights_become_no_other_dtype(dtype: torch.dtype) -> None:
     with pytest.raises(ModelError, match=f"decode to torch.float32 and cannot be converted to {dtype}"):
         packed.to(dtype)
     assert torch.equal(packed.to(torch.float32)(data[0]), before)
+
+
+def test_packing_twice_and_setting_a_packed_weight_are_refused_as_such() -> None:
+    packed = pack_(compress(nn.Linear(64, 3), [torch.randn(8, 64)], budget={"bytes": 0.5}, solver="greedy").model)
+    with pytest.raises(ArtefactError, match="packed already"):
+        pack_(packed)
+    with pytest.raises(ModelError, match="the weight of this PackedLinear is packed, so that neither functional_call"):
+        torch.func.functional_call(packed, {"weight": torch.ones(3, 64)}, (torch.ones(1, 64),))
