@@ -26,6 +26,9 @@ LEAST_NATS_FAR = 1e-5
 DOUBT = 1.0
 """Wrong answers to expect of the original on the held-out samples, below which these do not tell the loss."""
 
+INFINITE = 1e12
+"""Loss in nats above which it stands for an infinite one: minus infinity in outputs is replaced by a finite number."""
+
 MARGIN = 1.1
 """A measured loss up to this factor above a limit may differ by the choice of samples alone: no warning."""
 
@@ -83,6 +86,11 @@ def of_prediction(loss: str, predicted: float, seen: float, helps: str) -> Itera
     if any(abs(seen - predicted) > least and ratio > factor for factor, least in limits):
         worse = "more" if seen > predicted else "less"
         factor_words = f" (a factor of {ratio:.3g})" if ratio < math.inf else ""
+        if loss.startswith("kl") and seen > INFINITE:
+            factor_words = (
+                " (it stands for an infinite one: the smaller model rules out, by minus infinity, what the original "
+                "does not; take the outputs before anything is ruled out, with forward=)"
+            )
         yield (
             f"the loss on held-out samples, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g}"
             f"{factor_words}: the proof is of the prediction only. What helps: {helps}"

@@ -99,6 +99,8 @@ def _holds_others(batch: Any) -> bool:
 
 def _taken(batch: Any, part: slice) -> Any:
     if isinstance(batch, Tensor):
+        if batch.layout != torch.strided and not batch.is_nested:
+            return batch.to_dense()[part].to_sparse(layout=batch.layout)
         return batch[part] if batch.ndim else batch
     if isinstance(batch, Mapping):
         return {key: _taken(value, part) for key, value in batch.items()}

@@ -85,8 +85,8 @@ def require_usable(model: nn.Module) -> None:
     """Check that the layers and weights of a model can be accessed.
 
     Raises:
-        ModelError: it is not a module; it is scripted, packed, made in inference mode, or lazy and has not run yet; or
-            it is on the meta device and was not opened by `qcompress.open_model`.
+        ModelError: it is not a module; it is scripted, exported, packed, made in inference mode, or lazy and has not
+            run yet; or it is on the meta device and was not opened by `qcompress.open_model`.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, found {found(model, nn.Module)}")
@@ -95,6 +95,8 @@ def require_usable(model: nn.Module) -> None:
         name = repr(path) if path else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"{name} is scripted, so its layers cannot be changed: give the module it was made from")
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):
+            raise ModelError(f"{name} is exported, so its layers cannot be changed: give the module it was made from")
         if getattr(module, "weight_is_packed", False):
             raise ModelError(
                 f"the weights of {name} are packed and can only be run: give the original, or the result of "

@@ -62,6 +62,8 @@ class Calls:
         if given.numel() == 0 or given.is_nested:
             return
         self.macs += layers.macs_of_call(module, given, output)
+        if given.layout != torch.strided:
+            self.odd, self.common_input = "its inputs are sparse", False
         if isinstance(module, nn.Embedding):
             self.lookups += given.numel()
         elif isinstance(module, nn.Conv2d):
@@ -129,7 +131,8 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
     try:
         with forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad():
             for batch in data:
-                with products, contextlib.nullcontext() if counted.num_batches else forwards.first_pass(batch):
+                name = f"batch {counted.num_batches + 1} of the data" if counted.num_batches else "the first batch"
+                with products, forwards.first_pass(batch, name):
                     output = forwards.run(model, batch, forward)
                 if loss is not None:
                     loss.require(output, batch)

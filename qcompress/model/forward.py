@@ -145,7 +145,10 @@ def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tens
     if bool((output.detach() == -math.inf).any()):  # logits of excluded classes
         output = output.clamp(min=RULED_OUT)
     if not bool(torch.isfinite(output.detach()).all()):
-        raise NotFiniteError("the model's output holds NaN or infinity; check the weights and the calibration data")
+        raise NotFiniteError(
+            f"the model's output for a batch ({described(batch)}) holds NaN or infinity; check the weights and this "
+            "batch"
+        )
     return output.as_subclass(Tensor) if type(output) is not Tensor else output
 
 
@@ -176,13 +179,19 @@ def described(batch: Any) -> str:
     ('a list of (8, 3), (8,)', 'a dict of x (2, 5)')
     """
     if isinstance(batch, Tensor):
-        return f"a tensor of shape {tuple(batch.shape)}"
+        return f"a tensor of shape {_shape(batch)}"
     named = [(f"{key} ", item) for key, item in batch.items()] if isinstance(batch, Mapping) else None
     items = [("", item) for item in batch] if isinstance(batch, (tuple, list)) else named
     if items is None:
         return f"of type {type(batch).__name__}"
-    shapes = [f"{key}{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}" for key, x in items]
+    shapes = [f"{key}{_shape(item)}" for key, item in items]
     return f"a {type(batch).__name__} of {', '.join(shapes)}"
+
+
+def _shape(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"({value.size(0)}, nested)" if value.is_nested else str(tuple(value.shape))
 
 
 def _dtypes_in(value: Any) -> set[torch.dtype]:
@@ -318,7 +327,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     training = [(module, module.training) for module in model.modules()]
     needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise ModelError(f"the model has no evaluation mode ({error}): give the module it was exported from") from error
     for parameter, _ in needed:
         parameter.requires_grad_(False)
     try:

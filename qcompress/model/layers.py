@@ -25,12 +25,25 @@ def why_unsupported(module: nn.Module) -> str:
     weight = weight_of(module)
     if isinstance(weight, nn.UninitializedParameter):
         return "its weight is not initialised yet; run the model once first"
-    if not weight.is_floating_point():
-        return f"its weight holds {weight.dtype}, not floating-point numbers"
+    if why := why_no_numbers(weight):
+        return why
     if weight.numel() == 0:
         return "its weight is empty"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
         return f"an {kind_name(module)} with max_norm changes its weight when it runs"
+    return ""
+
+
+def why_no_numbers(weight: Tensor) -> str:
+    """Return why a weight's type has no options, or an empty string.
+
+    >>> why_no_numbers(torch.zeros(1, dtype=torch.float8_e5m2))
+    'its weight holds torch.float8_e5m2, which PyTorch stores but does not compute with'
+    """
+    if not weight.is_floating_point():
+        return f"its weight holds {weight.dtype}, not floating-point numbers"
+    if weight.dtype.itemsize < 2:  # scales, if there are any, are elsewhere in the model
+        return f"its weight holds {weight.dtype}, which PyTorch stores but does not compute with"
     return ""
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
-from qcompress.model.steady import steady
+from qcompress.model.steady import Steady, steady
 
 MIN_SAMPLES = 4
 """Minimum number of samples needed for holding some out."""
@@ -135,6 +135,8 @@ class _Cut:
 
     def num_samples(self, batch: Any) -> int:
         counts = {len(value) for path, value in _leaves(batch) if path in self.paths}
+        if not counts:
+            raise _UnclearError("the batches have different forms (a tensor and a tuple, for example)")
         if len(counts) != 1:
             raise _UnclearError(
                 f"the tensors of a batch disagree on the number of samples ({', '.join(map(str, sorted(counts)))})"
@@ -183,15 +185,15 @@ def _cut_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> _
     Raises:
         _UnclearError: no tensor has as many rows as the output has samples, or samples depend on each other.
     """
-    forward = steady(forward)
+    run = steady(forward)
     with forwards.evaluating(model), torch.no_grad():
-        whole = forwards.run(model, batch, forward)
+        whole = forwards.run(model, batch, run)
         count = len(whole)
         cut = _Cut(frozenset(path for path, value in _leaves(batch) if _can_be_cut(value) and len(value) == count))
         if not cut.paths:
             raise _UnclearError(f"no tensor of the first batch has as many rows as the output has samples ({count})")
         if count > 1:  # a batch of one sample cannot be split
-            _require_same_alone(model, batch, cut, [index % 2 == 1 for index in range(count)], whole, forward)
+            _require_same_alone(model, batch, cut, [index % 2 == 1 for index in range(count)], whole, run)
     return cut
 
 
@@ -203,21 +205,22 @@ def _require_same_in_parts(
     Raises:
         _UnclearError: they differ.
     """
-    forward, seen = steady(forward), set()
+    run, seen = steady(forward), set()
     with forwards.evaluating(model), torch.no_grad():
-        for batch in data:
+        for number, batch in enumerate(data, 1):
             held_out = _within(cut, batch, limit)
             sizes = len(held_out), sum(held_out)
             if sizes in seen or sizes[1] in (0, sizes[0]):
                 continue
             seen.add(sizes)
-            whole = forwards.run(model, batch, forward)
+            with forwards.first_pass(batch, f"batch {number} of the data"):
+                whole = forwards.run(model, batch, run)
             for chosen in (held_out, [not inside for inside in held_out]):
-                _require_same_alone(model, batch, cut, chosen, whole, forward)
+                _require_same_alone(model, batch, cut, chosen, whole, run)
 
 
 def _require_same_alone(
-    model: nn.Module, batch: Any, cut: _Cut, chosen: Sequence[bool], whole: Tensor, forward: forwards.Forward
+    model: nn.Module, batch: Any, cut: _Cut, chosen: Sequence[bool], whole: Tensor, run: Steady
 ) -> None:
     """Compare the outputs of the chosen samples alone with theirs in the outputs of the ``whole`` batch.
 
@@ -225,14 +228,16 @@ def _require_same_alone(
         _UnclearError: they differ, or the model does not accept a part of a batch.
     """
     try:
-        part = forwards.run(model, cut.take(batch, chosen), forward)
+        part = forwards.run(model, cut.take(batch, chosen), run)
     except Exception as error:  # a model may raise anything for a batch size that it does not accept
         raise _UnclearError(f"the model does not accept a part of a batch: {error}") from error
     if not same_outputs(model, part, whole[torch.tensor(chosen, device=whole.device)]):
-        raise _UnclearError(
-            "the model gives other outputs for some samples alone than within their batch (its rows are not samples, "
-            "or samples depend on each other)"
-        )
+        why = "its rows are not samples, or samples depend on each other"
+        if not same_outputs(model, forwards.run(model, batch, run.reseeded()), whole):
+            why = "it draws random numbers, which differ with the number of samples"
+        elif run.moved:
+            why += f", perhaps through {', '.join(sorted(run.moved)[:3])}, which it changes while it runs"
+        raise _UnclearError(f"the model gives other outputs for some samples alone than within their batch ({why})")
 
 
 def _rows_of(batch: Any) -> _Cut:

@@ -62,8 +62,8 @@ class Site:
         weight = self.weight
         if isinstance(weight, nn.UninitializedParameter):
             return "its weight is not initialised yet; run the model once first"
-        if not weight.is_floating_point():
-            return f"its weight holds {weight.dtype}, not floating-point numbers"
+        if why := layers.why_no_numbers(weight):
+            return why
         if self.parameter == "bias" or sum(size > 1 for size in weight.shape) < 2:
             return "vectors such as scales, biases and statistics are too small to compress"
         if getattr(self.module, "max_norm", None) is not None:

@@ -71,6 +71,10 @@ class Steady:
             for buffer in loose:
                 release(buffer)
 
+    def reseeded(self) -> "Steady":
+        """Return a forward that starts from another seed."""
+        return Steady(self._forward, self._seed + 1)
+
     def require_same(self, model: nn.Module, batch: Any) -> None:
         """Check that two runs give the same output, and note plain attributes by which one run affects the next.
 

@@ -116,6 +116,15 @@ def _modules_in(value: Any, name: str, depth: int = 3) -> Iterator[tuple[str, nn
 Extent = tuple[torch.device, int, int]
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """Return a sparse tensor as a dense one, and any other itself.
+
+    >>> dense(torch.eye(2).to_sparse()).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    return tensor if tensor.layout == torch.strided or tensor.is_nested else tensor.to_dense()
+
+
 def extent_of(tensor: Tensor) -> Extent | None:
     """Return the device, first and last address of a tensor's memory, or None without memory (empty, sparse, meta)."""
     if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_nested or tensor.numel() == 0:

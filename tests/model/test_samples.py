@@ -124,9 +124,30 @@ class Centred(nn.Module):
         return x - x.mean(dim=0)
 
 
+class Noisy(nn.Module):
+    """Draws random numbers, also in evaluation mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x + 1, 0.5, training=True)
+
+
+class Tracking(nn.Module):
+    """Subtracts an average that it updates in every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return x - self.mean
+
+
 @pytest.mark.parametrize(
     ("make_model", "batch", "reason"),
     [
+        (Noisy, numbered(6), "it draws random numbers, which differ with the number of samples"),
+        (Tracking, numbered(6), "depend on each other, perhaps through mean, which it changes while it runs"),
         (TimeMajor, numbered(6 * 6).view(6, 6, 3), "its rows are not samples"),
         (TimeMajor, numbered(5 * 6).view(5, 6, 3), "no tensor of the first batch has as many rows"),
         (Centred, numbered(6), "samples depend on each other"),
@@ -146,6 +167,15 @@ def test_where_rows_are_no_samples_whole_batches_of_a_list_are_kept_aside(
     alone = split_samples(model, [batch])
     assert (alone.kept, alone.calibration) == ((), [batch])
     assert reason in alone.why_not
+
+
+@pytest.mark.parametrize("other", [(numbered(8), torch.zeros(8)), {"x": numbered(8)}])
+def test_batches_of_different_forms_are_told_as_such(other: Any) -> None:
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch if isinstance(batch, Tensor) else numbered(8))
+
+    split = split_samples(linear(), [numbered(8), other], forward)
+    assert split.why_not.startswith("the batches have different forms")
 
 
 def test_a_model_that_takes_no_smaller_batch_is_told() -> None:

@@ -147,3 +147,19 @@ def test_bags_and_bilinear_layers_cost_what_trying_them_does(mode: str, granular
     saved = save_compressed(smaller, tmp_path / "model.safetensors")
     assert saved.payload_bytes == solution.usage["bytes"]
     assert torch.equal(load_compressed(saved.path, lambda: Bags(mode))(data[0]), smaller.eval()(data[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu])
+def test_weights_of_eight_bits_stay_and_are_named(dtype: torch.dtype) -> None:
+    class Scaled(nn.Linear):
+        """Computes with a parameter of 8 bits."""
+
+        def __init__(self) -> None:
+            super().__init__(6, 4)
+            self.eight = nn.Parameter(torch.ones(4, 4).to(dtype), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) @ self.eight.float()
+
+    result = compress(nn.Sequential(Scaled(), nn.ReLU(), nn.Linear(4, 3)), [torch.randn(16, 6)], budget={"bytes": 0.9})
+    assert "which PyTorch stores but does not compute with" in result.report.skipped["0.eight"]

@@ -23,6 +23,7 @@ from qcompress.model import layers
 from qcompress.model.captured import products_of
 from qcompress.model.padding import real_inputs
 from qcompress.model.parts import Part
+from qcompress.model.tensors import dense
 from qcompress.transforms.column_blocks import block_size, products, spans
 
 FREQUENCIES = "word_frequencies"  # attribute of an Embedding: (words,) float32, if they are known beforehand
@@ -215,7 +216,7 @@ def listen(
     for name, paths in modules.items():
 
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            with outside_transforms(args[0] if args else kwargs["input"]) as (given,):
+            with outside_transforms(dense(args[0] if args else kwargs["input"])) as (given,):
                 note(name, module, given, real_inputs(batch, module, given))
 
         hooks += [model.get_submodule(path).register_forward_pre_hook(hear, with_kwargs=True) for path in paths]

@@ -65,7 +65,8 @@ def activation_ranges(
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = modules[0]) -> None:
             given = args[0] if args else kwargs["input"]
-            if not isinstance(output, Tensor) or given.is_nested or not _is_known(module, args, kwargs, output):
+            plain = isinstance(output, Tensor) and given.layout == torch.strided and not given.is_nested
+            if not plain or not _is_known(module, args, kwargs, output):
                 odd.add(name)
                 return
             inputs, outputs = seen.setdefault(name, (_Numbers(), _Numbers()))
