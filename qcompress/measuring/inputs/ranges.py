@@ -70,11 +70,11 @@ def activation_ranges(
                 odd.add(name)
                 return
             inputs, outputs = seen.setdefault(name, (_Numbers(), _Numbers()))
-            clamps.follow(name, output)
-            with outside_transforms(given, output) as (given, output):
-                real = real_inputs(batch, module, given)
-                inputs.add(given if real is None else given[real])
-                outputs.add(output if real is None else output[real])
+            with outside_transforms(given, output) as (seen_input, seen_output):
+                real = real_inputs(batch, module, seen_input)
+                inputs.add(seen_input if real is None else seen_input[real])
+                outputs.add(seen_output if real is None else seen_output[real])
+            clamps.follow(name, output)  # last, so that only the model reads what is followed
 
         hooks += [member.register_forward_hook(note, with_kwargs=True, prepend=True) for member in members]
     try:
