@@ -21,6 +21,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring import stopwatch
 from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model import forward as forwards
+from qcompress.model.batches import own
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.tensors import held_tensors
 from qcompress.transforms.base import Transform
@@ -65,8 +66,9 @@ def channels_timed(
         taken = np.empty((repeats + 1, len(networks)))
         for turn in range(repeats + 1):
             for place, network in enumerate(networks):
+                given = own(batch)
                 begun = now()
-                run(network.eval(), batch)
+                run(network.eval(), given)
                 taken[turn, place] = now() - begun
         return [float(value) for value in np.median(taken[1:], axis=0)]  # the first turn is a warm-up
 
@@ -75,7 +77,7 @@ def channels_timed(
             on_progress(TimingProgress(layers=done, total_layers=num_sets))
 
     watch = stopwatch.Stopwatch(model, tuple((path,) for path in paths))
-    calls = dict(zip(paths, watch.calls(partial(run, model, batch)), strict=True))
+    calls = dict(zip(paths, watch.calls(partial(run, model, own(batch))), strict=True))
     likeness = [
         (_likeness_of(item, shapes), *(stopwatch.shapes_in(calls[path]) for path in part.modules))
         for item, part in zip(measurement.sets, measurement.parts, strict=False)

@@ -35,7 +35,7 @@ from qcompress.measuring.channel_latency import channels_timed
 from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model import forward as forwards
 from qcompress.model import layers
-from qcompress.model.batches import require_samples
+from qcompress.model.batches import own, require_samples
 from qcompress.model.composed import composed
 from qcompress.scalars import as_whole, require_kinds
 from qcompress.transforms.base import Target, Transform
@@ -93,7 +93,7 @@ def time_options(
     with composed(model), forwards.evaluating(model), torch.no_grad():
         with forwards.first_pass(batch, "the batch"):
             require_samples(batch, "the batch")
-            (forward or forwards.default_forward)(model, batch)
+            (forward or forwards.default_forward)(model, own(batch))
         return with_times(measurement, *timed(model, measurement, batch, forward, repeats, on_progress))
 
 
@@ -166,8 +166,10 @@ def _layers_timed(
     ]
     watch = stopwatch.Stopwatch(model, paths)
 
+    given = own(batch)  # its tensors once: copying is no part of the model's time
+
     def run() -> None:
-        (forward or forwards.default_forward)(model, batch)
+        (forward or forwards.default_forward)(model, own(given, tensors=False))
 
     def tell(done: int) -> None:
         if on_progress is not None:

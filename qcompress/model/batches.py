@@ -1,9 +1,12 @@
-"""Split a batch into samples, refuse one without any, and count batches."""
+"""Split a batch into samples, refuse one without any, copy it for a pass, and count batches."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from types import NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +43,42 @@ def number_of(data: Iterable[Any]) -> int | None:
         return len(data)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def own(batch: Any, *, tensors: bool = True) -> Any:
+    """Return a copy of a batch, which a forward pass may take entries out of or write to.
+
+    Mappings, lists, tuples and dataclasses are copied and, with ``tensors``, the tensors and NumPy arrays in them;
+    anything else is the same.
+
+    >>> batch = {"x": torch.ones(1), "labels": torch.zeros(1)}
+    >>> _ = own(batch).pop("labels"), own(batch)["x"].add_(1)
+    >>> batch
+    {'x': tensor([1.]), 'labels': tensor([0.])}
+    """
+    if isinstance(batch, Tensor):
+        return batch.detach().clone().requires_grad_(batch.requires_grad) if tensors else batch
+    if isinstance(batch, np.ndarray):
+        return batch.copy() if tensors else batch
+    if isinstance(batch, tuple):
+        items = [own(item, tensors=tensors) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
+    if isinstance(batch, MutableMapping):
+        copied = copy.copy(batch)
+        for key, item in batch.items():
+            copied[key] = own(item, tensors=tensors)
+        return copied
+    if isinstance(batch, list):
+        changed = copy.copy(batch)
+        changed[:] = [own(item, tensors=tensors) for item in batch]
+        return changed
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        instance = copy.copy(batch)
+        for item in dataclasses.fields(batch):
+            if hasattr(batch, item.name):
+                object.__setattr__(instance, item.name, own(getattr(batch, item.name), tensors=tensors))
+        return instance
+    return batch
 
 
 def samples(batch: Any) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError, NotFiniteError, QcompressError
 from qcompress.model import plain_state
-from qcompress.model.batches import require_samples
+from qcompress.model.batches import own, require_samples
 from qcompress.model.decoder_inputs import require_decoder_mask
 
 RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and differences are finite
@@ -100,8 +100,9 @@ def of_every_shape(data: Iterable[Any], name: str) -> list[Any]:
 def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     """Return a copy of the model's output ``(samples, …)`` for one batch, in float32 unless it is wider.
 
-    A copy, because the model may return a buffer that the next pass overwrites, or state that is put back. Plain
-    attributes that the pass changed are put back (see `qcompress.model.plain_state`).
+    The model is given a copy of the batch, which it may change. The output is a copy, because the model may return a
+    buffer that the next pass overwrites, or state that is put back. Plain attributes that the pass changed are put back
+    (see `qcompress.model.plain_state`).
 
     Raises:
         ModelError: the output is not a tensor with a sample dimension, or is not finite; or a plain attribute changed
@@ -118,7 +119,8 @@ def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tens
     require_decoder_mask(model, batch)
     require_samples(batch)
     try:
-        output = (forward or default_forward)(model, batch)
+        given = batch if getattr(forward, "keeps_batches", False) else own(batch)
+        output = (forward or default_forward)(model, given)
     except RuntimeError as error:
         held, computes = _dtypes_in(batch), _dtypes_in(list(model.parameters()))
         if held and computes and held != computes and "type" in str(error):

@@ -15,6 +15,7 @@ from torch import nn
 
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.batches import own
 from qcompress.model.coupled import Axis, CoupledSet
 from qcompress.model.tensors import held_tensors, overlapping, unregistered_modules
 from qcompress.structure.constraints import settle
@@ -41,8 +42,9 @@ def trace(model: nn.Module, batch: Any, forward: forwards.Forward | None = None)
     held = held_tensors(model)
     nodes = NodeSet(held)
     tracer = Tracer(nodes, held, rule_of)
+    given = own(batch)
     with forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad(), tracer:
-        output = (forward or forwards.default_forward)(model, batch)
+        output = (forward or forwards.default_forward)(model, given)
     labels = tracer.labels(output)
     if labels is not None:
         nodes.block(distinct(labels), "it reaches the output")

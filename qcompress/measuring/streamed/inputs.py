@@ -41,6 +41,7 @@ def inputs_of(
         number = numbers[id(inputs)]
         return sweep.output(number) if block is None else sweep.through(block, number)
 
+    run.keeps_batches = True  # type: ignore[attr-defined]  # they are told apart by what they are
     moments, num_inputs = second_moments(model, calibrated, data, run) if calibrated else ({}, {})
     squares = input_squares(model, weighed, data, run) if weighed else {}
     return moments, num_inputs, squares
