@@ -30,6 +30,13 @@ class Unsized:
         raise TypeError
 
 
+class Undecided(Stream):
+    """Samples of a class that leaves the length to others."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+
 STREAMS = {"loader": lambda: DataLoader(Stream(), batch_size=8), "unsized": Unsized}
 
 
@@ -54,6 +61,14 @@ def test_measuring_a_stream_is_measuring_its_batches(name, method):
     np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-12)
     assert [progress.batches for progress in seen] == [1, 2, 3, 4, 5]
     assert {progress.total_batches for progress in seen} == {None}
+
+
+def test_a_length_that_a_class_leaves_open_is_not_needed():
+    options = qcompress.prune_quantize(bits=(4,), sparsity=(0,))
+    open_, closed = (
+        qcompress.measure(network(), DataLoader(own(), batch_size=8), options) for own in (Undecided, Stream)
+    )
+    np.testing.assert_array_equal(open_.cost, closed.cost)
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -37,6 +37,7 @@ from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.batches import own, require_samples
 from qcompress.model.composed import composed
+from qcompress.model.steady import kept_state
 from qcompress.scalars import as_whole, require_kinds
 from qcompress.transforms.base import Target, Transform
 
@@ -90,7 +91,7 @@ def time_options(
     repeats = as_whole(repeats, "repeats", least=1)
     require_kinds({"on_progress": on_progress})
     timed = channels_timed if measurement.sets else _layers_timed
-    with composed(model), forwards.evaluating(model), torch.no_grad():
+    with composed(model), kept_state(model), forwards.evaluating(model), torch.no_grad():
         with forwards.first_pass(batch, "the batch"):
             require_samples(batch, "the batch")
             (forward or forwards.default_forward)(model, own(batch))

@@ -34,14 +34,14 @@ def require_samples(batch: Any, name: str = "a batch") -> None:
 def number_of(data: Iterable[Any]) -> int | None:
     """Return the number of batches of the data, or None if it is not known before they have been read.
 
-    A DataLoader over an IterableDataset has a length only if the data set has one.
+    A DataLoader over an IterableDataset has a length only if the data set has one, and some raise NotImplementedError.
 
     >>> number_of([torch.ones(1, 4)]), number_of(iter([torch.ones(1, 4)]))
     (1, None)
     """
     try:
         return len(data)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 
@@ -96,7 +96,7 @@ def samples(batch: Any) -> Iterator[Any]:
         yield batch
         return
     for index in range(lengths.pop()):
-        yield _taken(batch, slice(index, index + 1))
+        yield taken(batch, slice(index, index + 1))
 
 
 def as_float32(batch: Any) -> Any:
@@ -136,13 +136,14 @@ def _holds_others(batch: Any) -> bool:
     return not isinstance(batch, (Tensor, int, float, NoneType))
 
 
-def _taken(batch: Any, part: slice) -> Any:
+def taken(batch: Any, part: slice) -> Any:
+    """Return some samples of a batch, which are the first dimension of each tensor in it."""
     if isinstance(batch, Tensor):
         if batch.layout != torch.strided and not batch.is_nested:
             return batch.to_dense()[part].to_sparse(layout=batch.layout)
         return batch[part] if batch.ndim else batch
     if isinstance(batch, Mapping):
-        return {key: _taken(value, part) for key, value in batch.items()}
+        return {key: taken(value, part) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return [_taken(value, part) for value in batch]
+        return [taken(value, part) for value in batch]
     return batch

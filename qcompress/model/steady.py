@@ -52,24 +52,22 @@ class Steady:
         Raises:
             ModelError: a parameter changed, other than that of an Embedding with ``max_norm``.
         """
-        buffers = {name: (buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()}
-        loose = [buffer for buffer, _ in buffers.values() if buffer.is_leaf]
-        limited = {
-            f"{name}.weight".lstrip("."): module.weight.detach().clone()
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Embedding) and module.max_norm is not None
-        }
         versions = {
             name: parameter._version for name, parameter in model.named_parameters() if not parameter.is_inference()
         }
+        limited = {f"{path}.weight".lstrip(".") for path, _ in _limited(model)}
         try:
-            with _seeded(self._seed):
+            with kept_state(model, self.moved), _seeded(self._seed):
                 output = self._forward(model, batch)
                 return output.clone() if isinstance(output, Tensor) else output
         finally:
-            self._put_back(model, buffers, limited, versions)
-            for buffer in loose:
-                release(buffer)
+            changed = [
+                name
+                for name, parameter in model.named_parameters()
+                if name not in limited and versions.get(name, parameter._version) != parameter._version
+            ]
+            if changed:
+                raise _changing(changed)
 
     def reseeded(self) -> "Steady":
         """Return a forward that starts from another seed."""
@@ -102,35 +100,50 @@ class Steady:
                 "attributes: it keeps state elsewhere or uses another random generator; pass a forward that resets it"
             )
 
-    def _put_back(
-        self,
-        model: nn.Module,
-        buffers: dict[str, tuple[Tensor, Tensor]],
-        limited: dict[str, Tensor],
-        versions: dict[str, int],
-    ) -> None:
-        changed = []
+
+@contextlib.contextmanager
+def kept_state(model: nn.Module, moved: set[str] | None = None) -> Iterator[None]:
+    """A ``with`` block after which buffers, and embeddings with ``max_norm``, have the values that they had before.
+
+    Args:
+        model: the model.
+        moved: set to which the names of those that the block changed are added.
+    """
+    moved = set() if moved is None else moved
+    buffers = {name: (buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()}
+    loose = [buffer for buffer, _ in buffers.values() if buffer.is_leaf]
+    limited = [
+        (f"{path}.weight".lstrip("."), module.weight, module.weight.detach().clone())
+        for path, module in _limited(model)
+    ]
+    try:
+        yield
+    finally:
         with torch.no_grad():
             for name, (buffer, before) in buffers.items():
                 path, _, key = name.rpartition(".")
                 owner = model.get_submodule(path)
                 now = owner._buffers.get(key)
                 if now is not buffer or not _equal(buffer, before):
-                    self.moved.add(name)
+                    moved.add(name)
                     if buffer.shape == before.shape and not buffer.is_sparse:
                         buffer.copy_(before)
                     owner._buffers[key] = before if buffer.is_sparse else buffer
-            for name, parameter in model.named_parameters():
-                if versions.get(name, parameter._version) == parameter._version:
-                    continue
-                if name in limited:
-                    if not torch.equal(parameter, limited[name]):
-                        self.moved.add(name)
-                        parameter.copy_(limited[name])
-                else:
-                    changed.append(name)
-        if changed:
-            raise _changing(changed)
+            for name, weight, before in limited:
+                if not torch.equal(weight, before):
+                    moved.add(name)
+                    weight.copy_(before)
+        for buffer in loose:
+            release(buffer)
+
+
+def _limited(model: nn.Module) -> list[tuple[str, nn.Embedding]]:
+    """Return the embeddings that every pass makes comply with their ``max_norm``, with their paths."""
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module.max_norm is not None
+    ]
 
 
 def steady(forward: forwards.Forward | None, seed: int = 0) -> Steady:

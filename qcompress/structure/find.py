@@ -1,7 +1,8 @@
 """Find the removable channels of a model: trace a few samples, then test the result."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from qcompress.model import forward as forwards
+from qcompress.model.batches import taken
 from qcompress.model.composed import composed
+from qcompress.model.coupled import CoupledSet
 from qcompress.model.modes import outside_modes
+from qcompress.model.steady import kept_state
 from qcompress.structure.sets import Structure, trace
 from qcompress.structure.skipping import skippable
 from qcompress.structure.trial import failing
@@ -23,7 +27,8 @@ SAMPLES = 2
 def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None) -> Structure:
     """Find the coupled sets of ``model`` by tracing a few samples of the first batch.
 
-    Every set is tested: the model must run without one of its units and give the same output as with the unit masked.
+    Every set is tested: the model must run without one of its units and give the same output as with the unit masked;
+    also on a batch that calls layers which the first batch does not.
     Sets that can also be removed as a whole have `CoupledSet.bypasses`. Computed weights (parametrizations) count as
     plain parameters, which they are in a smaller network.
 
@@ -38,7 +43,7 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     >>> structure.kept
     {'4': 'it reaches the output'}
     """
-    with composed(model), forwards.evaluating(model), torch.no_grad():
+    with composed(model), kept_state(model), forwards.evaluating(model), torch.no_grad():
         forwards.require_samples_in(data, "data")
         first = forwards.first_batch(data)
         batch = _few(model, first, forward)
@@ -46,6 +51,7 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
             forwards.run(model, batch, forward)
         structure = trace(model, batch, forward)
         failed = failing(model, structure.sets, batch, forward) if structure.sets else {}
+        failed |= _failing_elsewhere(model, [s for s in structure.sets if s.name not in failed], data, batch, forward)
         left = tuple(item for item in structure.sets if item.name not in failed)
         left = skippable(model, left, data, batch, forward)
     return replace(structure, sets=left, kept={**structure.kept, **failed})
@@ -53,8 +59,41 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
 
 def trace_few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Structure:
     """Trace a few samples of a batch, without any test of the result."""
-    with forwards.evaluating(model), torch.no_grad():
+    with kept_state(model), forwards.evaluating(model), torch.no_grad():
         return trace(model, _few(model, batch, forward), forward)
+
+
+def _failing_elsewhere(
+    model: nn.Module, sets: Sequence[CoupledSet], data: Iterable[Any], batch: Any, forward: forwards.Forward | None
+) -> dict[str, str]:
+    """For each set (by name) that fails on a batch with layers that the traced batch does not call, the reason."""
+    failed: dict[str, str] = {}
+    waiting = {path for path, module in model.named_modules() if module._parameters}
+    waiting -= _called(model, batch, forward) if sets else waiting
+    for other in data if waiting else ():
+        called = waiting & _called(model, other, forward)
+        left = [item for item in sets if item.name not in failed]
+        if called and left:
+            why = f"with a batch that calls {min(called)!r}, which the first one does not, "
+            failed |= {name: why + reason for name, reason in failing(model, left, other, forward).items()}
+        waiting -= called
+    return failed
+
+
+def _called(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> set[str]:
+    """Return the paths of the modules that a batch calls."""
+    called: set[str] = set()
+
+    def note(_: nn.Module, __: Any, ___: Any, path: str) -> None:
+        called.add(path)
+
+    hooks = [module.register_forward_hook(partial(note, path=path)) for path, module in model.named_modules()]
+    try:
+        forwards.run(model, batch, forward)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
 
 
 def _few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Any:
@@ -63,7 +102,10 @@ def _few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Any:
     if tensors and len(tensors[0]) > SAMPLES:
         count = len(tensors[0])
         few = tree_map(
-            lambda value: value[:SAMPLES] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value, batch
+            lambda value: (
+                taken(value, slice(SAMPLES)) if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
+            ),
+            batch,
         )
         try:
             forwards.run(model, few, forward)

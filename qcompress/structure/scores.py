@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.compressed.reconstruction import damped, readers
+from qcompress.function_transforms import in_transform
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.coupled import CoupledSet
@@ -167,7 +168,7 @@ def _watched(
 ) -> tuple[list[tuple[str, Tensor, Tensor]], Tensor]:
     """Run with gradients; returns every call of the layers with its input and output, and the model's output.
 
-    Calls that take or give something else than one tensor are left out.
+    Calls that take or give something else than one tensor, or are inside a function transform, are left out.
     """
     calls: list[tuple[str, Tensor, Tensor]] = []
     given: dict[str, Tensor] = {}
@@ -177,7 +178,7 @@ def _watched(
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> Any:
             own = args[0] if args else kwargs.get("input")
-            if not isinstance(own, Tensor):
+            if not isinstance(own, Tensor) or in_transform():
                 return None
             given[path] = own.clone() if own.requires_grad else own.detach().clone().requires_grad_(True)
             return ((given[path], *args[1:]), kwargs) if args else (args, {**kwargs, "input": given[path]})

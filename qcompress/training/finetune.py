@@ -38,6 +38,7 @@ from qcompress.model.calibration import Calibration
 from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
+from qcompress.model.steady import kept_state
 from qcompress.scalars import plain
 from qcompress.training.checkpoint import Checkpoint, Standing
 from qcompress.training.optimiser import WideAdam
@@ -205,10 +206,10 @@ class _Objective:
         return mean
 
     def _taught(self, batch: Any) -> Tensor | None:
-        if self._teacher is None:
+        if (teacher := self._teacher) is None:
             return None
-        with forwards.evaluating(self._teacher), torch.no_grad(), forwards.first_pass(batch, "a batch"):
-            return forwards.run(self._teacher, batch, self.calibration.forward)
+        with kept_state(teacher), forwards.evaluating(teacher), torch.no_grad(), forwards.first_pass(batch, "a batch"):
+            return forwards.run(teacher, batch, self.calibration.forward)
 
     def _losses(self, batch: Any, reference: Tensor | None) -> Tensor:
         loss = self.calibration.loss

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompress import compress, prune_channels
+from qcompress import compress, find_sets, prune_channels
 from tests.models import seeded
 
 
@@ -81,3 +81,43 @@ def test_channels_are_removed_the_whole_way(kind: str) -> None:
         apart = [(result.model(batch) - model(batch)).square().sum(1).mean() for batch in data]
         size = [model(batch).square().sum(1).mean() for batch in data]
     assert float(sum(apart)) < 0.5 * float(sum(size))  # the network is still about the same one
+
+
+class Chosen(nn.Module):
+    """Adds a layer's outputs to another's, or takes them in their place, where a batch has positive inputs."""
+
+    def __init__(self, *, instead: bool) -> None:
+        super().__init__()
+        self.instead = instead
+        self.usual, self.other, self.last = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positive = bool(x.mean() > 0)
+        shares = [self.usual(x).relu()] if not (positive and self.instead) else []
+        out: Tensor = self.last(sum([*shares, *([self.other(x).relu()] if positive else [])]))
+        return out
+
+
+@pytest.mark.parametrize(("instead", "first"), [(False, -1), (True, -1), (True, 1)])
+def test_channels_stay_where_a_later_batch_calls_other_layers_with_them(instead: bool, first: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    data = [torch.randn(8, 8, generator=generator) + sign * first for sign in (1, 1, -1)]
+    structure = find_sets(seeded(lambda: Chosen(instead=instead)), data)
+    traced, later = ("other", "usual") if first > 0 else ("usual", "other")
+    assert structure.sets == ()
+    assert f"calls {later!r}" in structure.kept[traced]
+
+
+def test_channels_of_layers_that_only_some_batches_skip_are_found() -> None:
+    generator = torch.Generator().manual_seed(1)
+    data = [torch.randn(8, 8, generator=generator) + sign for sign in (1, -1)]
+    (only,) = find_sets(seeded(lambda: Chosen(instead=False)), data).sets
+    assert {axis.tensor for axis in only.axes if axis.reads} == {"last.weight"}
+
+
+def test_channels_of_a_network_with_sparse_inputs_are_found() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))
+    inputs = torch.eye(8)
+    for given in (inputs, inputs.to_sparse()):
+        (only,) = find_sets(model, [given], lambda network, batch: network(batch).to_dense()).sets
+        assert only.num_units == 16
