@@ -156,7 +156,10 @@ def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict
         raise OptionsError(
             f"minimize={minimize!r} needs a limit for the predicted loss, for example budget={{'loss': 0.02}}"
         )
-    return {minimize: "100%", **others}, parse(LOSS, budget[LOSS]).value
+    limit = parse(LOSS, budget[LOSS])
+    if limit.is_share:
+        raise OptionsError(f"the budget for the loss must be {_wanted(LOSS)}, found a share, {limit.value:g}")
+    return {minimize: "100%", **others}, limit.value
 
 
 def limits(measurement: Measurement, budget: Mapping[str, Amount]) -> dict[str, float]:

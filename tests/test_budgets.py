@@ -26,7 +26,7 @@ from qcompress import (
     save_compressed,
     solve,
 )
-from qcompress.budgets import Limit, limits, parse
+from qcompress.budgets import Limit, limits, parse, split_loss
 from qcompress.errors import OptionsError
 from tests.models import Residual, TiedLanguageModel, seeded
 
@@ -275,3 +275,9 @@ def test_budgets_that_are_no_mapping_are_one_clear_error(budget: Any) -> None:
 def test_a_limit_stays_what_it_is_however_small(resource: str) -> None:
     for limit in (Limit(0.5, is_share=False), Limit(2.0, is_share=True)):
         assert parse(resource, limit) is limit
+
+
+def test_a_share_is_no_limit_on_the_loss() -> None:
+    with pytest.raises(OptionsError, match="found a share, 0.5"):
+        split_loss({"loss": Limit(0.5, is_share=True)}, "bytes")
+    assert split_loss({"loss": Limit(0.5, is_share=False)}, "bytes") == ({"bytes": "100%"}, 0.5)

@@ -7,7 +7,6 @@ fitted by least squares to the outputs of the original's layer, on the inputs it
 `qcompress.measuring.least_squares`.
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -79,12 +78,10 @@ def fit_in_turn_(
     if record is None or not record.smaller:
         raise ModelError("the model has no record of removed channels: give what apply() made by prune_channels()")
     forwards.require_samples_in(data, "data")
-    with contextlib.ExitStack() as blocks:
-        blocks.enter_context(composed(original))
-        for model in (smaller, original):
-            blocks.enter_context(kept_state(model))
-            blocks.enter_context(forwards.evaluating(model))
-        blocks.enter_context(torch.no_grad())
+    with (
+        composed(original), kept_state(smaller), kept_state(original),
+        forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad(),
+    ):  # fmt: skip
         kept = _kept_rows(original, record)
         paths = _in_order(smaller, data, forward)
         if len(list(islice(data, 2))) == 1:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from qcompress.model.coupled import CoupledSet
 from qcompress.model.modes import outside_modes
 from qcompress.model.steady import kept_state
 from qcompress.structure.sets import Structure, trace
-from qcompress.structure.skipping import skippable
+from qcompress.structure.skipping import hooked, skippable
 from qcompress.structure.trial import failing
 
 SAMPLES = 2
@@ -48,11 +47,12 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
         first = forwards.first_batch(data)
         batch = _few(model, first, forward)
         with forwards.first_pass(first):
-            forwards.run(model, batch, forward)
+            called = _called(model, batch, forward)
         structure = trace(model, batch, forward)
         failed = failing(model, structure.sets, batch, forward) if structure.sets else {}
-        failed |= _failing_elsewhere(model, [s for s in structure.sets if s.name not in failed], data, batch, forward)
         left = tuple(item for item in structure.sets if item.name not in failed)
+        failed |= _failing_elsewhere(model, left, data, called, forward)
+        left = tuple(item for item in left if item.name not in failed)
         left = skippable(model, left, data, batch, forward)
     return replace(structure, sets=left, kept={**structure.kept, **failed})
 
@@ -64,13 +64,16 @@ def trace_few(model: nn.Module, batch: Any, forward: forwards.Forward | None) ->
 
 
 def _failing_elsewhere(
-    model: nn.Module, sets: Sequence[CoupledSet], data: Iterable[Any], batch: Any, forward: forwards.Forward | None
+    model: nn.Module,
+    sets: Sequence[CoupledSet],
+    data: Iterable[Any],
+    traced: set[str],
+    forward: forwards.Forward | None,
 ) -> dict[str, str]:
     """For each set (by name) that fails on a batch with layers that the traced batch does not call, the reason."""
     failed: dict[str, str] = {}
-    waiting = {path for path, module in model.named_modules() if module._parameters}
-    waiting -= _called(model, batch, forward) if sets else waiting
-    for other in data if waiting else ():
+    waiting = {path for path, module in model.named_modules() if path and module._parameters} - traced
+    for other in data if waiting and sets else ():
         called = waiting & _called(model, other, forward)
         left = [item for item in sets if item.name not in failed]
         if called and left:
@@ -81,18 +84,10 @@ def _failing_elsewhere(
 
 
 def _called(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> set[str]:
-    """Return the paths of the modules that a batch calls."""
+    """Run a batch and return the paths of the modules that it calls."""
     called: set[str] = set()
-
-    def note(_: nn.Module, __: Any, ___: Any, path: str) -> None:
-        called.add(path)
-
-    hooks = [module.register_forward_hook(partial(note, path=path)) for path, module in model.named_modules()]
-    try:
+    with hooked(model, lambda path, *_: called.add(path)):
         forwards.run(model, batch, forward)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return called
 
 

@@ -84,13 +84,14 @@ def _calls(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> di
                 call.per_position, call.alike = first.shape[:-1] == given.shape[:-1], first.shape == given.shape
                 call.outputs = len(output) if several else None
 
-    with _hooked(model, note), forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad():
+    with hooked(model, note), forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad():
         forwards.run(model, batch, forward)
     return calls
 
 
 @contextlib.contextmanager
-def _hooked(model: nn.Module, note: Any) -> Iterator[None]:
+def hooked(model: nn.Module, note: Any) -> Iterator[None]:
+    """A ``with`` block in which ``note(path, args, kwargs, output)`` is called for every call of a module below."""
     hooks = [
         module.register_forward_hook(
             lambda _, args, kwargs, output, path=path: note(path, args, kwargs, output), with_kwargs=True
