@@ -183,6 +183,13 @@ class Search:
         """The best proven lower bound."""
         return self._bound
 
+    @property
+    def gap(self) -> float:
+        """The relative gap of incumbent and bound; infinite without a choice or a bound, 0 for an objective of 0."""
+        if self.objective is None or self.bound is None:
+            return float("inf")
+        return relative_gap(self.objective, self.bound) or 0.0
+
     def offer(self, choice: ArrayLike) -> bool:
         """Report a choice ``(G,)``, which is kept if it is feasible and better; return whether it was kept."""
         candidate = np.array(choice, dtype=np.int64)

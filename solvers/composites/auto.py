@@ -18,6 +18,7 @@ from formulations.forms.integer_program import num_products
 from solvers.base import Search, Solver
 from solvers.bounds.learned import learned
 from solvers.bounds.warm import warm_bounds
+from solvers.exact.base import TIGHT
 from solvers.exact.brute_force import BruteForce, warm_enumeration
 from solvers.exact.dynamic_program import DynamicProgram
 from solvers.exact.milp import Milp
@@ -26,9 +27,8 @@ from solvers.exact.semidefinite import Semidefinite
 from solvers.heuristic.anneal import Anneal
 from solvers.heuristic.genetic_algorithm import Genetic
 from solvers.heuristic.greedy import Greedy
-from solvers.heuristic.lagrangian import Lagrangian, open_part
+from solvers.heuristic.lagrangian import Lagrangian, begin, open_part
 from solvers.search import num_choices
-from solvers.solution import relative_gap
 from solvers.uneven import uneven
 
 ENUMERABLE = 1e6
@@ -60,9 +60,9 @@ SEMIDEFINITE_OPTIONS, MANY_TERMS = 800, 4
 """Maximum number of options, and minimum number of pair terms per group, for branch and bound with semidefinite
 bounds."""
 
-FEW_PRODUCTS = 2_000
-"""Number of products of open options up to which the integer program is tried before branch and bound with
-semidefinite bounds."""
+FEW_PRODUCTS, FEW_IF_TIGHT = 2_000, 10_000
+"""Number of products of open options up to which the integer program is tried before semidefinite bounds; the second
+one for dual bounds that are `TIGHT`."""
 
 DENSE_SHARE = 0.4
 """Fraction of the remaining time for its first turn."""
@@ -124,14 +124,14 @@ class Auto(Solver):
             turns.take(Greedy(), "a first choice", GREEDY_SHARE)
             if uneven(problem) and np.isfinite(search.remaining()):
                 turns.take(Anneal(), FORBIDDING, min(FORBIDDING_SHARE, FORBIDDING_S / max(search.remaining(), 1e-9)))
-            turns.take(first, why, RELAX_SHARE)
+            turns.take(_DualBound(), why, RELAX_SHARE)
+            if _linearisable(problem, search):
+                turns.prove([step for step in exact if isinstance(step[0], Milp)])
+                exact = [step for step in exact if not isinstance(step[0], Milp)]
             if dense(problem):
-                if num_products(open_part(problem, search).problem) <= FEW_PRODUCTS:
-                    turns.prove([step for step in exact if isinstance(step[0], Milp)])
-                    exact = [step for step in exact if not isinstance(step[0], Milp)]
                 turns.take(Semidefinite(), DENSE, DENSE_SHARE)
             elif np.isfinite(search.remaining()):  # without a time limit, all solvers run to their end
-                weak = _gap(search) > WEAK_GAP and learned(search).ascent is None
+                weak = search.gap > WEAK_GAP and learned(search).ascent is None
                 long = (Anneal(), "the bound is weak, so a long search for good choices") if weak else (first, why)
                 turns.take(*long, LONG_SHARE)
         else:
@@ -154,16 +154,22 @@ def dense(problem: Problem) -> bool:
     return two and few and problem.pairs.num_sparse >= MANY_TERMS * problem.num_groups
 
 
-def _gap(search: Search) -> float:
-    """Return the relative gap; infinite without a choice or a bound, 0 for an objective of 0."""
-    if search.objective is None or search.bound is None:
-        return float("inf")
-    return relative_gap(search.objective, search.bound) or 0.0
+def _linearisable(problem: Problem, search: Search) -> bool:
+    """Whether the integer program of the open part is worth a turn before a semidefinite bound."""
+    most = FEW_PRODUCTS if dense(problem) else FEW_IF_TIGHT if search.gap <= TIGHT else 0
+    return num_products(open_part(problem, search).problem) <= most
 
 
 def _provable(problem: Problem, search: Search) -> bool:
     """Whether a proof seems possible."""
-    return _gap(search) <= SMALL_GAP and open_part(problem, search).problem.num_options <= FEW_OPEN
+    return search.gap <= SMALL_GAP and open_part(problem, search).problem.num_options <= FEW_OPEN
+
+
+class _DualBound(Lagrangian):
+    """`lagrangian` without its semidefinite bound, which only pays where the dual bound is loose."""
+
+    def run(self, problem: Problem, search: Search) -> None:
+        begin(problem, search)
 
 
 class _Turns:

@@ -9,8 +9,11 @@ from formulations.reductions.restriction import Restriction
 from solvers.base import Search, Solver
 from solvers.bounds.warm import warm_bounds
 from solvers.errors import SolverError
-from solvers.heuristic.lagrangian import begin, certify
+from solvers.heuristic.lagrangian import begin, certify, open_part
 from solvers.kernels.local_search import polish
+
+TIGHT = 0.01
+"""Relative gap up to which branch and bound starts at once: it then ends before a semidefinite bound would."""
 
 
 class Exact(Solver):
@@ -69,9 +72,12 @@ def recovering(search: Search) -> Iterator[None]:
 
 
 def undecided(problem: Problem, search: Search) -> Restriction | None:
-    """Run `begin`, polish and `certify`, and return the groups still undecided; None if it is solved or time is up."""
+    """Compute bounds and a good choice, and return the groups still undecided; None if it is solved or time is up.
+
+    The semidefinite bound of `certify` is for problems whose dual bound is loose.
+    """
     begin(problem, search)
     if not problem.pairs and search.choice is not None and not (search.proven() or search.expired()):
         search.offer(polish(problem, search.choice, search.remaining()))
-    part = certify(problem, search)
+    part = open_part(problem, search) if search.gap <= TIGHT else certify(problem, search)
     return None if search.proven() or search.expired() else part

@@ -271,6 +271,13 @@ def test_auto_says_what_it_picked_and_why():
     assert small.details["plan"] == ["brute-force: few enough choices to evaluate all"]
 
 
+@pytest.mark.parametrize("solver", ["milp", "auto"])
+def test_a_tight_dual_bound_needs_no_semidefinite_one_before_the_proof(solver):
+    solution = solve(layered_problem(60, degree=6), solver, time_limit=60.0, seed=0)
+    assert solution.status is Status.OPTIMAL
+    assert "semidefinite_s" not in solution.timing
+
+
 def test_auto_keeps_the_best_choice_and_bound_of_all_it_ran():
     problem = layered_problem(40, degree=3, seed=5)
     auto, lagrangian = solve(problem, "auto", seed=0, time_limit=10.0), solve(problem, "lagrangian", seed=0)
