@@ -124,7 +124,7 @@ def race(solution: Solution) -> Figure | None:
 
 
 def front(sweep: Sweep) -> Figure | None:
-    """Least predicted loss at every budget, with the proven lower bound."""
+    """Least predicted loss at every budget, with the proven lower bound; on a logarithmic axis without losses of 0."""
     points = [point for point in sweep.points if point.solution.objective is not None]
     if not points:
         return None
@@ -144,7 +144,8 @@ def front(sweep: Sweep) -> Figure | None:
         "type": "scatter", "mode": "lines", "name": "proven bound", "x": budget,
         "y": [point.solution.bound for point in points], "line": {"color": ORANGE, "dash": "dash"}, "hoverinfo": "skip",
     }  # fmt: skip
-    losses = scale(*(value for point in points for value in (point.solution.objective, point.solution.bound)))
+    values = [value for point in points for value in (point.solution.objective, point.solution.bound)]
+    losses = scale(*(value for value in values if value is not None and value > 0))
     named = (f"budget ({sweep.resource})", "predicted loss")
     return figure([chosen, bound], *named, xaxis=scale(*budget), yaxis=losses)
 

@@ -125,8 +125,8 @@ def report_page(
             "race", "The solver over time",
             "The optimum of the prediction lies between the two lines.", figures.race(solution)),
         "" if sweep is None else section(
-            "front", "Other budgets", "The least predicted loss at every budget, and its proven bound.",
-            figures.front(sweep)),
+            "front", "Other budgets", "The least predicted loss at every budget, and its proven bound. Where the axis "
+            "is logarithmic, losses and bounds of zero are left out.", figures.front(sweep)),
         "" if agreement is None else _changes(agreement, section),
         _parts(report),
         _skipped(report),

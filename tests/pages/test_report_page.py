@@ -15,7 +15,7 @@ from torch import nn
 from qcompress import compress, prune_quantize
 from qcompress.cli import main
 from qcompress.guard import Candidate
-from qcompress.pages import write_report_page
+from qcompress.pages import figures, write_report_page
 from qcompress.pages.report_page import report_page
 from qcompress.report import Report
 from solvers.sweep import sweep
@@ -91,6 +91,16 @@ def test_a_curve_of_other_budgets_adds_its_figure(run, tmp_path):
     curve = sweep(Problem.load(run / "problem.npz"), "bytes", 4, seed=0)
     page = Reader(write_report_page(run, tmp_path / "page.html", sweep=curve).read_text())
     assert "front" in page.ids
+
+
+def test_a_loss_of_zero_at_the_loosest_budget_hides_no_other(run):
+    from formulations import Problem
+
+    curve = sweep(Problem.load(run / "problem.npz"), "bytes", 6, seed=0)
+    losses = [point.solution.objective for point in curve.points]
+    assert losses[-1] == 0.0
+    assert losses[0] > 30 * losses[-2] > 0
+    assert figures.front(curve)["layout"]["yaxis"]["type"] == "log"
 
 
 def test_the_command_names_the_page(run, tmp_path, capsys):
