@@ -6,6 +6,7 @@ Python's standard library or an installed package is identified by its name. Wha
 file, compiled code) is identified by its type and listed in `Identity.unchecked`, so that the caller can warn.
 """
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 _LIBRARY = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib"))
 _BY_NAME = ("qcompress", "solvers", "formulations", "torch", "numpy")
 _WRAPPERS = (staticmethod, classmethod)
+_LABELS = ("training", "name_or_path", "transformers_version", "architectures")  # no output depends on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,25 @@ def identify_batches(batches: Iterable[Any], name: str = "data", *, seed: int = 
     return digest.identity()
 
 
+def identify_read(model: nn.Module, source: Any, weights: str, name: str = "model") -> Identity:
+    """Return the identity of a model that gets its weights when it runs.
+
+    Args:
+        model: the model; its parameters need not hold values.
+        source: what gives it the weights, through hooks; it is not inspected.
+        weights: digest of the weights.
+        name: name of the model in `Identity.unchecked`.
+    """
+    digest = _Digest()
+    digest.leave_out(source)
+    digest.add(weights, name)
+    digest.add_layers(model, name)
+    for path, buffer in model.named_buffers():
+        digest.add(path, name)
+        digest.add(buffer, f"{name}.{path}")
+    return digest.identity()
+
+
 class _Digest:
     """A SHA-256 that accepts values of any kind."""
 
@@ -86,6 +107,10 @@ class _Digest:
     def forget(self) -> None:
         """Release the values seen so far."""
         self._seen.clear()
+
+    def leave_out(self, value: Any) -> None:
+        """Do not inspect a value that others refer to."""
+        self._seen[id(value)] = len(self._seen), value
 
     def add(self, value: Any, name: str) -> None:
         """Add one value; a repeated value is identified by its order of arrival, so that cycles end."""
@@ -191,21 +216,38 @@ class _Digest:
                 self.add(item, f"{name}.{key}")
 
     def _add_module(self, value: nn.Module, name: str) -> None:
-        for path, module in value.named_modules():
-            self._put("submodule", path)
-            self.add(type(module), name)
-            for key, item in sorted(vars(module).items()):
-                if not key.startswith("_") and key != "training" and (_is_simple(item) or callable(item)):
-                    self._put(key)
-                    self.add(item, f"{name}.{key}")
-            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-            self._add_items("hooks", hooks, name)
+        self.add_layers(value, name)
         tensors = [*value.named_parameters(remove_duplicate=False), *value.named_buffers(remove_duplicate=False)]
         order = {id(tensor): index for index, (_, tensor) in reversed(list(enumerate(tensors)))}
         for index, (path, tensor) in enumerate(tensors):
             self._put("tensor", path, order[id(tensor)])
             if order[id(tensor)] == index:
                 self.add(tensor, f"{name}.{path}")
+
+    def add_layers(self, value: nn.Module, name: str) -> None:
+        """Add what a model does with its parameters and buffers: classes, attributes and hooks of its modules."""
+        for path, module in value.named_modules():
+            self._put("submodule", path)
+            self.add(type(module), name)
+            self._add_attributes(vars(module), name)
+            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            self._add_items("hooks", hooks, name)
+
+    def _add_attributes(self, attributes: Mapping[str, Any], name: str) -> None:
+        for key, item in sorted(attributes.items()):
+            if key.startswith("_") or key in _LABELS:
+                continue
+            if _is_simple(item) or callable(item):
+                self._put(key)
+                self.add(item, f"{name}.{key}")
+            elif isinstance(item, types.SimpleNamespace) or dataclasses.is_dataclass(item):  # settings
+                new = id(item) not in self._seen
+                order, _ = self._seen.setdefault(id(item), (len(self._seen), item))
+                self._put(key, type(item).__qualname__, order)
+                if not new:
+                    continue
+                names = [*getattr(item, "__dict__", ()), *getattr(item, "__dataclass_fields__", ())]
+                self._add_attributes({key: getattr(item, key, None) for key in names}, f"{name}.{key}")
 
     def _add_object(self, value: Any, name: str) -> None:
         """Add the state that `copy` and `pickle` would store of any other object."""

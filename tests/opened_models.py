@@ -1,5 +1,6 @@
 """Tiny language models saved as Hugging Face folders, to be opened."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ def saved(kind: str, folder: Path, *, dtype: torch.dtype = torch.float32, shards
             own.data += 0.05 * torch.randn(own.shape)
     model.to(dtype).save_pretrained(folder, max_shard_size="12KB" if shards else "5GB")
     return folder
+
+
+def reconfigured(folder: Path, **values: Any) -> None:
+    """Change values in a folder's ``config.json``."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
 
 
 def in_memory(folder: Path) -> nn.Module:

@@ -6,6 +6,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,38 @@ def test_models_differ_by_weights_settings_hooks_and_ties() -> None:
     hidden = seeded(Residual)
     hidden.register_buffer("scale", torch.ones(1), persistent=False)
     assert digest(first) != digest(hidden)
+
+
+@dataclass
+class Settings:
+    """What a model's forward pass reads besides its modules' attributes."""
+
+    cap: float
+    name_or_path: str = ""
+    inner: "Settings | None" = None
+    widths: list[int] = field(default_factory=list)
+
+
+def test_models_differ_by_their_settings_but_not_by_where_they_come_from() -> None:
+    def having(settings: Any, **more: Any) -> str:
+        model = seeded(Residual)
+        model.config = model.head.config = settings  # type: ignore[union-attr]
+        model.name_or_path = more.get("name_or_path", "")
+        return digest(model)
+
+    around = Settings(1.0)
+    around.inner = around
+    different = [
+        Settings(1.0),
+        Settings(2.0),
+        Settings(1.0, inner=Settings(1.0)),
+        Settings(1.0, inner=Settings(2.0)),
+        Settings(1.0, widths=[3]),
+        around,
+        types.SimpleNamespace(cap=1.0),
+    ]
+    assert len({having(settings) for settings in different}) == len(different)
+    assert having(Settings(1.0)) == having(Settings(1.0, "elsewhere")) == having(Settings(1.0), name_or_path="there")
 
 
 def test_a_value_that_holds_itself_has_a_digest() -> None:

@@ -68,7 +68,7 @@ class Calibration:
         """Name → identity of every field; reads all the data once, shuffled according to the seed."""
         opened = opened_of(self.model)
         return {
-            "model": identify(self.model, "model") if opened is None else identify(opened.fingerprint),
+            "model": identify(self.model, "model") if opened is None else opened.identity,
             **({} if self.original is None else {"original": identify(self.original, "original")}),
             "data": identify_batches(self.data, seed=self.seed),
             "forward": identify(self.forward, "forward"),

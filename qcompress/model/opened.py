@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from formulations.files import AnyPath
 from qcompress.errors import ModelError, found
+from qcompress.identity import Identity, identify_read
 from qcompress.model.blocks import Blocks, blocks_of
 from qcompress.model.building import parameters_on_meta
 from qcompress.model.hugging_face import built, require_config
@@ -96,6 +97,11 @@ class Opened(Blocks):
                 digest.update(numbers.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    @property
+    def identity(self) -> Identity:
+        """Identity of the weights and of what the model does with them, which its configuration says."""
+        return identify_read(self._model, self, self.fingerprint)
 
     def _called(self, path: str) -> None:
         if not self.stubs:

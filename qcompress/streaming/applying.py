@@ -25,7 +25,7 @@ from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
 from qcompress.model.modes import outside_modes
-from qcompress.model.opened import opened_of
+from qcompress.model.opened import Opened, opened_of
 from qcompress.model.steady import steady
 from qcompress.streaming.encoding import encoded, loaded, need_inputs, units_of
 from qcompress.transforms.base import Transform
@@ -90,6 +90,8 @@ def _apply_opened(
     data: Iterable[Any] | None,
     folder: AnyPath | None,
 ) -> nn.Module:
+    opened = opened_of(model)
+    assert opened is not None  # noqa: S101
     transforms = chosen_transforms(model, measurement, solution)
     wanted = {part: (transform,) for part, transform in enumerate(transforms)}
     require_supported(measurement.parts, wanted.values())
@@ -98,9 +100,7 @@ def _apply_opened(
     path = Path(tempfile.mkdtemp(prefix="qcompress.") if folder is None else folder)
     if folder is not None:
         inputs = forwards.checked_data(data or ()) if need_inputs(measurement, wanted) else None
-        claim(path, KEY_KIND, _key(measurement, transforms, inputs), "the codes of another model, choice or data")
-    opened = opened_of(model)
-    assert opened is not None  # noqa: S101
+        claim(path, KEY_KIND, _key(opened, transforms, inputs), "the codes of another model, choice or data")
     with (
         tempfile.TemporaryDirectory(prefix="qcompress.") as states,
         forwards.evaluating(model),
@@ -126,10 +126,10 @@ def _apply_opened(
     return chosen
 
 
-def _key(measurement: Measurement, transforms: Sequence[Transform], data: Iterable[Any] | None) -> str:
+def _key(opened: Opened, transforms: Sequence[Transform], data: Iterable[Any] | None) -> str:
     """Digest of everything that codes depend on."""
     digest = None if data is None else identify_batches(data).digest
-    settings = [measurement.model_fingerprint, [transform.to_json() for transform in transforms], digest]
+    settings = [opened.identity.digest, [transform.to_json() for transform in transforms], digest]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 

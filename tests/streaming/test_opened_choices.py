@@ -1,5 +1,6 @@
 """Choices in opened models: the bytes, outputs and losses of the model in memory, and whole runs that were cut."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from qcompress.opened_guard import OpenedKeptLoss
 from qcompress.proposals import Proposal
 from qcompress.streaming import applying, losses
 from tests.measurements import solution
-from tests.opened_models import in_memory, saved, tokens
+from tests.opened_models import in_memory, reconfigured, saved, tokens
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 
@@ -255,6 +256,31 @@ def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(
             qcompress.compress(open_model(folder), calibration(), **words)
     qcompress.compress(open_model(folder), calibration(), **words)
     assert contents(tmp_path / "out") == contents(out)
+
+
+def test_a_run_whose_model_has_another_configuration_is_done_again(tmp_path: Path) -> None:
+    folder, words = saved("Llama", tmp_path / "model"), {k: v for k, v in COMPRESS.items() if k != "target"}
+
+    def losses_of(run: str) -> tuple[float, float]:
+        result = qcompress.compress(open_model(folder), calibration(), folder=tmp_path / run, **words)
+        return result.report.loss_predicted, result.report.loss_measured
+
+    first = losses_of("run")
+    reconfigured(folder, hidden_act="gelu")
+    assert first != losses_of("run") == losses_of("new")
+
+
+def test_codes_of_a_model_with_another_configuration_are_refused(tmp_path: Path) -> None:
+    folder, copy = saved("Llama", tmp_path / "model"), tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    measurement = qcompress.measure(open_model(folder), data(), COMPENSATED, method="sampled")
+    chosen = solution(random_choice(measurement, 7))
+    words = {"data": data(), "folder": tmp_path / "codes"}
+    for same in (folder, copy):
+        qcompress.apply(open_model(same), measurement, chosen, **words)
+    reconfigured(copy, rms_norm_eps=1e-4)
+    with pytest.raises(DataError, match="the codes of another model, choice or data"):
+        qcompress.apply(open_model(copy), measurement, chosen, **words)
 
 
 @pytest.mark.parametrize(

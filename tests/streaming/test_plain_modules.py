@@ -1,6 +1,8 @@
 """Models that are not of transformers, read block by block: the function that builds one, and its blocks' names."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +96,29 @@ def test_it_is_compressed_as_in_memory(folder: Path) -> None:
     assert opened_of(smaller) is not None
     with torch.no_grad():
         assert torch.equal(smaller(batch), qcompress.apply(network, expected, solution)(batch))
+
+
+def test_it_is_told_apart_by_what_its_function_builds(folder: Path) -> None:
+    def digest(change: Callable[[Net], object]) -> str:
+        def make() -> nn.Module:
+            network = Net()
+            change(network)
+            return network
+
+        source = opened_of(qcompress.open_model(folder, model=make, blocks=NAMED))
+        assert source is not None
+        return source.identity.digest
+
+    changes: list[Callable[[Net], object]] = [
+        lambda network: None,
+        lambda network: setattr(network.second.norm, "eps", 1e-2),
+        lambda network: setattr(network, "settings", SimpleNamespace(cap=1.0)),
+        lambda network: setattr(network, "settings", SimpleNamespace(cap=2.0)),
+        lambda network: network.scale.fill_(0.25),
+        lambda network: network.head.register_forward_hook(lambda module, args, output: -output),
+    ]
+    assert [digest(change) for change in changes] == [digest(change) for change in changes]
+    assert len({digest(change) for change in changes}) == len(changes)
 
 
 def test_stored_tensors_that_the_module_lacks_are_refused(folder: Path) -> None:

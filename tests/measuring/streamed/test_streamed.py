@@ -19,7 +19,7 @@ from qcompress.measuring.streamed.forecast import as_bytes
 from qcompress.measuring.streamed.side_inputs import SideInputs
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.opened import open_model
-from tests.opened_models import in_memory, saved, tokens
+from tests.opened_models import in_memory, reconfigured, saved, tokens
 
 NEAREST = qcompress.prune_quantize(bits=(3, 4), group_size=16)
 COMPENSATED = qcompress.prune_quantize(bits=(3, 4), group_size=16, compensated=True)
@@ -218,6 +218,28 @@ def test_files_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: p
             qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
     with pytest.raises(DataError, match="the files of another measurement"):
         qcompress.measure(model, data()[:2], NEAREST, method="sampled", cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rms_norm_eps": 1e-4},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+    ],
+)
+def test_files_of_a_model_with_another_configuration_are_refused(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved("Llama", tmp_path / "model")
+    with monkeypatch.context() as patch:
+        cut_after(patch, Gradients, "add", 3)
+        with pytest.raises(CutError):
+            measured_file(folder, tmp_path / "cut.npz", tmp_path / "cache")
+    reconfigured(folder, **change)
+    with pytest.raises(DataError, match="the files of another measurement"):
+        measured_file(folder, tmp_path / "resumed.npz", tmp_path / "cache")
 
 
 def test_too_little_memory_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
