@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from qcompress.errors import MissingError, ModelError
+from qcompress.model.weight_files import INDEX, MAIN, WeightFiles
 
 CONFIG = "config.json"
 
@@ -56,6 +57,18 @@ def config_of(folder: Path) -> Any:
         return transformers.AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"transformers cannot read the configuration in {folder}: {error}") from error
+
+
+def stored_weights(folder: Path) -> WeightFiles:
+    """Return the weights in the files that transformers reads for a folder's ``config.json``.
+
+    Raises:
+        ModelError: transformers cannot read the configuration, or the files are missing or damaged.
+        MissingError: transformers is missing.
+    """
+    config = config_of(folder)
+    named: str | None = getattr(config, "transformers_weights", None)
+    return WeightFiles(folder, (MAIN, INDEX) if named is None else (named,), getattr(config, "extra_files", ()))
 
 
 def built(folder: Path, dtype: torch.dtype | None, stored: torch.dtype | None = None) -> nn.Module:

@@ -20,9 +20,9 @@ from qcompress.errors import ModelError, found
 from qcompress.identity import Identity, identify_read
 from qcompress.model.blocks import Blocks, blocks_of
 from qcompress.model.building import parameters_on_meta
-from qcompress.model.hugging_face import built, require_config
+from qcompress.model.hugging_face import built, require_config, stored_weights
 from qcompress.model.stored_names import named_as_in, surplus_names
-from qcompress.model.weight_files import WeightFiles
+from qcompress.model.weight_files import MAIN, WeightFiles
 
 _ATTRIBUTE = "_qcompress_opened"
 
@@ -148,8 +148,10 @@ def open_model(
 
     Args:
         folder: folder written by transformers' ``save_pretrained``, with ``config.json`` and safetensors files; with
-            ``model``, any folder of safetensors files that hold its state dict. If ``config.json`` names no class under
-            ``architectures``, it is taken for a causal language model where transformers has one of its kind.
+            ``model``, any folder of safetensors files that hold its state dict. As in transformers, only
+            ``model.safetensors`` is read if there is one, or else the files that its index lists. If ``config.json``
+            names no class under ``architectures``, it is taken for a causal language model where transformers has one
+            of its kind.
         dtype: type to compute in; by default that of ``config.json``, or if it names none that of the files; or that of
             ``model``.
         model: function that returns the module, for a model that is not of transformers. It is called while parameters
@@ -158,8 +160,8 @@ def open_model(
             the blocks in their order; by default the list, all of one class, with most of the weights.
 
     Raises:
-        ModelError: the folder does not exist, the model has no repeated blocks, its weights are quantized, or their
-            names in the files differ from those in the model.
+        ModelError: the folder does not exist, the model has no repeated blocks, its weights are quantized, their
+            names in the files differ from those in the model, or two files hold one of the same name.
         MissingError: transformers is missing.
 
     >>> import tempfile
@@ -175,7 +177,7 @@ def open_model(
     source = Path(folder)
     if model is None and require_config(source).get("quantization_config"):
         raise ModelError(f"{source} holds quantized weights; open the folder of the original model")
-    files = WeightFiles(source)
+    files = stored_weights(source) if model is None else WeightFiles(source)
     opened = opened_from(files, dtype=dtype, make=model, blocks=blocks)
     if surplus := surplus_names(opened, files):
         raise ModelError(
@@ -253,9 +255,10 @@ def _require_stored(model: nn.Module, files: WeightFiles) -> None:
         by_place.setdefault(id(place), []).append(name)
     missing = [names[0] for names in by_place.values() if not any(name in files for name in names)]
     if missing:
+        alone = f"; {MAIN} is read alone where there is one" if (files.folder / MAIN).is_file() else ""
         raise ModelError(
             f"{files.folder} has no {missing[0]!r} ({len(missing)} of the model's weights are not in its files under "
-            "the names in the model's state dict): load the model whole and save it again"
+            f"the names in the model's state dict{alone}): load the model whole and save it again"
         )
     for names in by_place.values():
         stored = next(files[name] for name in names if name in files)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import ModelError
-from qcompress.model.weight_files import INDEX, StoredTensor, WeightFiles
+from qcompress.model.weight_files import StoredTensor, WeightFiles
 
 Sources = list[list[str]]
 """Names of stored tensors: each inner list is stacked, and the stacks are joined along the next dimension."""
@@ -61,9 +61,8 @@ def surplus_names(model: nn.Module, files: WeightFiles) -> list[str]:
         model: the model; its weights may be on the meta device.
         files: the stored tensors.
     """
-    state, main = model.state_dict(), files.folder / "model.safetensors"
-    alone = main.is_file() and not (files.folder / INDEX).is_file()  # any other file beside it is not the model's
-    others = [name for name in files if name not in state and (files[name].file == main or not alone)]
+    state = model.state_dict()
+    others = [name for name in files if name not in state]
     if not (others and hasattr(model, "_adjust_missing_and_unexpected_keys")):
         return others
     groups, _ = _grouped(model, others)

@@ -6,7 +6,7 @@ on its address space.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qcompress.errors import ModelError
 
-INDEX = "model.safetensors.index.json"
+MAIN, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -40,10 +40,13 @@ class WeightFiles(Mapping[str, StoredTensor]):
     """The tensors in the safetensors files of a folder.
 
     Args:
-        folder: folder with ``model.safetensors``, or with several files and their index.
+        folder: folder of the files. As in transformers, the first of ``first`` that exists is read alone (an index
+            stands for the files that it lists); without any, all files are.
+        first: names of files, in their order.
+        more: names of files that are read with it where they exist.
 
     Raises:
-        ModelError: there are no such files, or one is damaged.
+        ModelError: there are no such files, one is damaged, or two hold a tensor of the same name.
 
     >>> import tempfile
     >>> from safetensors.torch import save_file
@@ -53,26 +56,26 @@ class WeightFiles(Mapping[str, StoredTensor]):
     [[1.0, 0.0], [0.0, 1.0]]
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first: Sequence[str] = (MAIN, INDEX), more: Sequence[str] = ()) -> None:
         self.folder = folder
-        if (folder / INDEX).exists():
-            try:
-                listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-                files = [folder / name for name in dict.fromkeys(listed.values())]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(f"{folder / INDEX} is not an index of safetensors files: {error!r}") from error
-        else:
-            files = sorted(folder.glob("*.safetensors"))
-        if absent := [file.name for file in files if not file.is_file()]:
-            raise ModelError(
-                f"{folder} has no {absent[0]} ({len(absent)} of the {len(files)} files in {INDEX} are missing): "
-                "download or copy the folder again"
-            )
+        main = next((name for name in first if (folder / name).is_file()), "")
+        files = [folder / main] if main else sorted(folder.glob("*.safetensors"))
+        if main.endswith(".index.json"):
+            files = _listed(folder / main)
+        files += [folder / name for name in more if (folder / name).is_file() and folder / name not in files]
         if folder.is_file():
             raise ModelError(f"{folder} is a file; name the folder that holds the model's safetensors files")
         if not files:
             raise ModelError(f"{folder} has no safetensors files; save the model with save_pretrained(folder)")
-        self._tensors = {name: stored for file in files for name, stored in _header(file).items()}
+        self._tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            for name, stored in _header(file).items():
+                if name in self._tensors:
+                    raise ModelError(
+                        f"both {self._tensors[name].file} and {file} hold {name!r}: leave only the model's own "
+                        f"files in the folder, or call the one to read {MAIN}"
+                    )
+                self._tensors[name] = stored
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self._tensors[name]
@@ -104,6 +107,25 @@ class WeightFiles(Mapping[str, StoredTensor]):
         if place < stored.nbytes:
             raise ModelError(f"{stored.file} ends within {name!r}: the file is truncated")
         return numbers.view(stored.dtype).view(stored.shape)
+
+
+def _listed(index: Path) -> list[Path]:
+    """Return the files that an index lists.
+
+    Raises:
+        ModelError: it is damaged, or a file is missing.
+    """
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [index.parent / name for name in dict.fromkeys(listed.values())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is not an index of safetensors files: {error!r}") from error
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise ModelError(
+            f"{index.parent} has no {absent[0]} ({len(absent)} of the {len(files)} files in {index.name} are missing): "
+            "download or copy the folder again"
+        )
+    return files
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:

@@ -15,7 +15,7 @@ from qcompress.measurement import Measurement
 from qcompress.model.building import LARGE_BYTES, parameters_on_meta
 from qcompress.model.opened import Opened, open_model, opened_of
 from qcompress.model.weight_files import WeightFiles
-from tests.opened_models import in_memory, saved, tokens
+from tests.opened_models import in_memory, reconfigured, saved, tokens
 
 
 def opened(model: torch.nn.Module) -> Opened:
@@ -145,6 +145,59 @@ def test_stored_tensors_that_transformers_ignores_are_accepted(tmp_path: Path) -
     with torch.no_grad():
         assert torch.equal(open_model(folder)(words).logits, in_memory(folder)(words).logits)
     open_model(with_more(saved("GPT2", tmp_path / "old"), "transformer.h.0.attn.bias"))
+
+
+def other_weights(folder: Path, name: str) -> None:
+    """Add a file in which every tensor of ``model.safetensors`` or of its shards has other values."""
+    from safetensors.torch import load_file, save_file
+
+    state = {key: 2 * own for file in folder.glob("*.safetensors") for key, own in load_file(file).items()}
+    save_file(state, folder / name, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "shards", "config"),
+    [
+        ("model_backup.safetensors", False, {}),
+        ("model-00001-of-00002.safetensors", False, {}),
+        ("consolidated.safetensors", True, {}),
+        ("model.safetensors", True, {}),
+        ("mine.safetensors", False, {"transformers_weights": "mine.safetensors"}),
+    ],
+)
+def test_the_files_are_read_that_transformers_reads(
+    name: str, shards: bool, config: dict[str, str], tmp_path: Path
+) -> None:
+    folder = saved("Llama", tmp_path, shards=shards)
+    other_weights(folder, name)
+    reconfigured(folder, **config)
+    with torch.no_grad():
+        found, expected = (model(tokens(1, 5)).logits for model in (open_model(folder), in_memory(folder)))
+    assert torch.equal(found, expected)
+
+
+def test_files_that_transformers_reads_for_a_kind_of_model_only_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    folder = saved("Llama", tmp_path)
+    state = load_file(folder / "model.safetensors")
+    save_file({"lm_head.weight": state.pop("lm_head.weight")}, folder / "head.safetensors")
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"no 'lm_head\.weight' .*model\.safetensors is read alone where there is one"):
+        open_model(folder)
+    monkeypatch.setattr(transformers.LlamaConfig, "extra_files", ("head.safetensors", "none.safetensors"))
+    assert open_model(folder)(tokens(1, 5)).logits.shape == (1, 5, 61)
+
+
+def test_a_name_in_two_files_of_which_none_comes_first_is_refused(tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path)
+    (folder / "model.safetensors").rename(folder / "mine.safetensors")
+    other_weights(folder, "backup.safetensors")
+    with pytest.raises(ModelError, match=r"backup\.safetensors and .*mine\.safetensors hold 'lm_head\.weight'"):
+        open_model(folder)
 
 
 def test_a_tied_weight_that_is_stored_with_two_values_is_refused(tmp_path: Path) -> None:
