@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
+from qcompress.measuring.true_loss import paired_outputs
 from qcompress.model import forward as forwards
 from qcompress.model.padding import real_positions
 from qcompress.model.steady import steady
@@ -113,24 +114,34 @@ def agreement(
     0
     """
     forwards.require_samples_in(data, "data")
-    margins, answers, changed, run = [], [], [], steady(forward)
-    for batch in data:
-        with forwards.evaluating(original), forwards.evaluating(compressed), forwards.first_pass(batch, "a batch"):
-            before, after = (forwards.run(model, batch, run) for model in (original, compressed))
-        if before.shape != after.shape or before.ndim < 2 or before.shape[-1] < 2:
-            raise ValueError(
-                f"answers can be compared for outputs (…, classes) of two classes or more; found {tuple(before.shape)} "
-                f"and {tuple(after.shape)}"
-            )
-        if (real := real_positions(batch, before)) is not None:
-            before, after = before[real], after[real]
-        top = before.float().log_softmax(-1).topk(2, dim=-1)
-        margins.append((top.values[..., 0] - top.values[..., 1]).flatten().cpu())
-        answers.append(top.indices[..., 0].flatten().cpu())
-        changed.append((after.argmax(-1) != top.indices[..., 0]).flatten().cpu())
+    margins, answers, changed = [], [], []
+    with paired_outputs(original, compressed, data, steady(forward)) as outputs:
+        for batch, before, after in outputs:
+            first, margin, differs = _compared(batch, before, after)
+            answers.append(first)
+            margins.append(margin)
+            changed.append(differs)
     if not margins:
         raise ValueError("there is no data to compare on")
     return _grouped(*(torch.cat(parts).numpy() for parts in (margins, answers, changed)))
+
+
+def _compared(batch: Any, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the original's first answers, their margins, and which of them change.
+
+    Raises:
+        ValueError: the outputs are not scores of classes, or differ in shape.
+    """
+    if before.shape != after.shape or before.ndim < 2 or before.shape[-1] < 2:
+        raise ValueError(
+            f"answers can be compared for outputs (…, classes) of two classes or more; found {tuple(before.shape)} "
+            f"and {tuple(after.shape)}"
+        )
+    if (real := real_positions(batch, before)) is not None:
+        before, after = before[real], after[real]
+    top = before.float().log_softmax(-1).topk(2, dim=-1)
+    first, margin = top.indices[..., 0].flatten(), (top.values[..., 0] - top.values[..., 1]).flatten()
+    return first.cpu(), margin.cpu(), (after.argmax(-1).flatten() != first).cpu()
 
 
 def _grouped(margins: NDArray[np.float32], answers: NDArray[np.int64], changed: NDArray[np.bool_]) -> Agreement:

@@ -28,6 +28,8 @@ BY_ITSELF = (
     "An engine runs model(batch), without forward=: give batches that the model takes, or a module around it that "
     "takes them and returns one tensor"
 )
+ROWS = 64
+"""Number of rows of outputs that are compared at once: those of a large vocabulary take much memory."""
 CHAOTIC = 1.5
 """Largest difference of outputs, relative to the one that rounding alone makes, of a model that amplifies rounding."""
 
@@ -189,20 +191,33 @@ def compared(run: EngineRun, expected: EngineRun) -> Difference:
     >>> compared(same, same)
     Difference(largest=0.0, relative=0.0, kl=0.0, agreement=1.0, by_rounding=None)
     """
-    actual, wanted = (torch.cat([_rows(output) for output in outcome.outputs]) for outcome in (run, expected))
-    log_p, log_q = wanted.log_softmax(-1), actual.log_softmax(-1)
-    spread = (wanted - wanted.mean(-1, keepdim=True)).square().mean().sqrt()
-    off = (actual - wanted).square().mean().sqrt()
+    figures = [
+        _differing(*(rows.detach().cpu().double() for rows in pair))
+        for outputs in zip(run.outputs, expected.outputs, strict=True)
+        for pair in zip(*(torch.split(output.reshape(-1, output.shape[-1]), ROWS) for output in outputs), strict=True)
+    ]
+    largest, off, spread, kl, same, rows = torch.tensor(figures, dtype=torch.float64).T
+    relative = float((off.sum() / spread.sum()).sqrt()) if spread.sum() else float(off.sum() > 0)
+    count = float(rows.sum())
     return Difference(
-        largest=float((actual - wanted).abs().max()),
-        relative=float(off / spread) if spread else float(off > 0),
-        kl=float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
-        agreement=float((actual.argmax(-1) == wanted.argmax(-1)).double().mean()),
+        largest=float(largest.max()),
+        relative=relative,
+        kl=float(kl.sum()) / count,
+        agreement=float(same.sum()) / count,
     )
 
 
-def _rows(output: Tensor) -> Tensor:
-    return output.detach().cpu().double().reshape(-1, output.shape[-1])
+def _differing(actual: Tensor, wanted: Tensor) -> tuple[float, ...]:
+    """Largest difference of ``(rows, numbers)``; sums of squared differences, squared spread, KL and equal answers."""
+    log_p, log_q, off = wanted.log_softmax(-1), actual.log_softmax(-1), actual - wanted
+    return (
+        float(off.abs().max()),
+        float(off.square().sum()),
+        float((wanted - wanted.mean(-1, keepdim=True)).square().sum()),
+        float((log_p.exp() * (log_p - log_q)).sum()),
+        float((actual.argmax(-1) == wanted.argmax(-1)).sum()),
+        float(len(wanted)),
+    )
 
 
 def _predicted_bytes(engine: Engine, model: nn.Module, example: Any) -> int:

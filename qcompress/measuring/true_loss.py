@@ -1,5 +1,6 @@
 """The true loss of a changed model, or of any choice, by running it."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -47,11 +48,8 @@ def sample_losses(
     """``(samples,)`` true loss increases, whose mean is `mean_loss`; arguments and errors are the same."""
     run, measured = steady(forward), as_loss(loss)
     forwards.require_samples_in(data, "data")
-    if opened_of(original) is not None and opened_of(changed) is not None:
-        with swept_outputs(original, data, run) as before, swept_outputs(changed, data, run) as after:
-            rises = [measured.rise(new, old, batch) for (batch, old), (_, new) in zip(before, after, strict=True)]
-    else:
-        rises = list(_rises(original, changed, data, measured, run))
+    with paired_outputs(original, changed, data, run) as outputs:
+        rises = [measured.rise(after, before, batch) for batch, before, after in outputs]
     if not any(map(len, rises)):
         raise DataError(
             "the data holds no sample to compute the loss on: it is empty, or an iterator that is already exhausted"
@@ -70,14 +68,20 @@ def standard_error(losses: NDArray[np.float64]) -> float | None:
     return float(losses.std(ddof=1) / len(losses) ** 0.5)
 
 
-def _rises(
-    original: nn.Module, changed: nn.Module, data: Iterable[Any], loss: Loss, run: forwards.Forward
-) -> Iterator[Tensor]:
-    """Yield the increases in every batch."""
-    with forwards.evaluating(original), forwards.evaluating(changed), torch.no_grad():
-        for batch in data:
-            reference = _output(original, batch, run)
-            yield loss.rise(forwards.run(changed, batch, run), reference, batch)
+@contextlib.contextmanager
+def paired_outputs(
+    original: nn.Module, changed: nn.Module, data: Iterable[Any], run: forwards.Forward
+) -> Iterator[Iterator[tuple[Any, Tensor, Tensor]]]:
+    """Context manager with every batch and the outputs of both models; of opened models with every sample.
+
+    Opened models are run once, block by block, and only one sample's outputs are in memory.
+    """
+    if opened_of(original) is not None and opened_of(changed) is not None:
+        with swept_outputs(original, data, run) as before, swept_outputs(changed, data, run) as after:
+            yield ((batch, old, new) for (batch, old), (_, new) in zip(before, after, strict=True))
+    else:
+        with forwards.evaluating(original), forwards.evaluating(changed), torch.no_grad():
+            yield ((batch, _output(original, batch, run), forwards.run(changed, batch, run)) for batch in data)
 
 
 def _output(original: nn.Module, batch: Any, run: forwards.Forward) -> Tensor:

@@ -1,5 +1,7 @@
 """What holds around any engine: only what it runs is searched, sizes are to the byte, lies are found out."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,10 @@ from torch import nn
 import qcompress
 from formulations.reductions.tie import tie
 from qcompress.budgets import FILE_BYTES
+from qcompress.engines.base import EngineRun
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import TABLE, as_engine
+from qcompress.engines.verify import ROWS, compared
 from qcompress.errors import (
     ArtefactError,
     DataError,
@@ -348,3 +352,18 @@ def test_a_file_that_is_rejected_does_not_replace_a_good_one(data, tmp_path, mon
     assert qcompress.verify(rejected, compress().model, data, target=engine).ok
     assert goal.read_bytes() == rejected.read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "small.toy", "small.toy.rejected"}
+
+
+def test_outputs_are_compared_over_all_batches_and_rows_whatever_is_looked_at_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wanted = [torch.randn(*shape, 5, generator=generator) for shape in ((3, ROWS), (7,))]
+    actual = [own + 0.3 * torch.randn(own.shape, generator=generator) for own in wanted]
+    found = compared(*(EngineRun(outputs=tuple(own), wall_s=1.0) for own in (actual, wanted)))
+    first, second = (torch.cat([each.reshape(-1, 5) for each in own]).double() for own in (actual, wanted))
+    kl = nn.functional.kl_div(first.log_softmax(-1), second.log_softmax(-1), reduction="batchmean", log_target=True)
+    assert found.largest == float((first - second).abs().max())
+    assert found.relative == pytest.approx(float((first - second).norm() / second.sub(second.mean(-1, True)).norm()))
+    assert found.kl == pytest.approx(float(kl))
+    assert found.agreement == float((first.argmax(-1) == second.argmax(-1)).double().mean()) < 1.0
+    actual[0][0, 0, 0] = torch.nan
+    assert math.isnan(compared(*(EngineRun(outputs=tuple(own), wall_s=1.0) for own in (actual, wanted))).largest)

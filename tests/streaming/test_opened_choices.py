@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import qcompress
+from qcompress.agreement import agreement
 from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.legal import for_engine
 from qcompress.errors import DataError, EngineError, OptionsError
@@ -256,6 +258,40 @@ def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(
             qcompress.compress(open_model(folder), calibration(), **words)
     qcompress.compress(open_model(folder), calibration(), **words)
     assert contents(tmp_path / "out") == contents(out)
+
+
+def test_no_step_of_a_run_computes_the_logits_of_more_than_one_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a large vocabulary take more memory than the blocks; outputs are compared sample by sample."""
+    folder, forward, seen = saved("Llama", tmp_path / "model"), nn.Linear.forward, set()
+
+    def watched(self: nn.Linear, given: torch.Tensor) -> torch.Tensor:
+        if self.out_features == 61:
+            seen.add(given.shape[:-1].numel() // 6)
+        return forward(self, given)
+
+    monkeypatch.setattr(nn.Linear, "forward", watched)
+    words = {"folder": tmp_path / "run", "output": tmp_path / "out", "validation": calibration(), **COMPRESS}
+    qcompress.compress(open_model(folder), calibration(), **words)
+    assert (tmp_path / "run" / "agreement.json").exists()
+    assert seen == {1}
+
+
+def test_the_agreement_of_an_opened_choice_is_that_in_memory(case: tuple[Path, Any, Any]) -> None:
+    folder, measurement, streamed = case
+    choice = solution(random_choice(measurement, 5))
+    padded = {"input_ids": tokens(2, 9), "attention_mask": torch.tensor([[1] * 9, [1] * 4 + [0] * 5])}
+    batches, model, whole = [*data(), padded], open_model(folder), in_memory(folder)
+    smaller = qcompress.apply(model, streamed, choice, data=data())
+    found, expected = (
+        agreement(model, smaller, batches),
+        agreement(whole, qcompress.apply(whole, measurement, choice), batches),
+    )
+    assert (found.samples, found.changed, found.by_class) == (40, expected.changed, expected.by_class)
+    assert [group.changed for group in found.by_margin] == [group.changed for group in expected.by_margin]
+    low = [group.low for group in expected.by_margin]
+    np.testing.assert_allclose([group.low for group in found.by_margin], low, rtol=1e-3, atol=1e-5)
 
 
 def test_a_run_whose_model_has_another_configuration_is_done_again(tmp_path: Path) -> None:
