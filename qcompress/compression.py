@@ -28,6 +28,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import LossFunction, as_loss
 from qcompress.model.modes import outside_modes
+from qcompress.model.padding import padding_named
 from qcompress.model.samples import Split
 from qcompress.model.weights import layer_names
 from qcompress.options import Options, prune_quantize
@@ -196,10 +197,11 @@ def compress(
     """
     arguments = Arguments(**locals())
     request, run = _checked(arguments)
-    request = steps.kept_aside(request, run)
-    if request.rounds > 1:
-        return steps.in_rounds(request, run, _compressed, lambda result, report: replace(result, report=report))
-    return _within_file_budget(request, run)
+    with padding_named(request.kept, "validation"), padding_named(request.data):
+        request = steps.kept_aside(request, run)
+        if request.rounds > 1:
+            return steps.in_rounds(request, run, _compressed, lambda result, report: replace(result, report=report))
+        return _within_file_budget(request, run)
 
 
 def _within_file_budget(request: Request, run: RunFolder) -> Result:

@@ -34,6 +34,7 @@ from qcompress.model.composed import composed
 from qcompress.model.losses import Loss, LossFunction, as_loss
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import opened_of
+from qcompress.model.padding import padding_named
 from qcompress.model.parts import Part, Survey, survey
 from qcompress.model.steady import steady
 from qcompress.model.tensors import total_bytes
@@ -127,34 +128,37 @@ def measure(
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed, original=original)
     if cache is not None and Path(cache).is_dir() and opened_of(model) is None:
         raise DataError(f"the cache of a model in memory is a file, and {cache} is a folder: choose another path")
-    if offers_channels(offered):
-        if opened_of(model) is not None or memory is not None or granularity != "layer":
-            raise OptionsError(
-                "channels are measured on a model in memory, and in blocks by prune_channels(granularity=...)"
+    with padding_named(data):
+        if offers_channels(offered):
+            if opened_of(model) is not None or memory is not None or granularity != "layer":
+                raise OptionsError(
+                    "channels are measured on a model in memory, and in blocks by prune_channels(granularity=...)"
+                )
+            together = partial(accumulate, jobs=jobs)
+            with composed(model), forwards.evaluating(model), forwards.evaluating(calibration.goal):
+                return measure_channels(
+                    calibration, offered, together, method, cache, on_progress, on_encode, stop=stop
+                )
+        if original is not None:
+            raise OptionsError("original= is for channels; remeasure() measures other options around a choice")
+        if opened_of(model) is not None:
+            _require_streamable(method, granularity, jobs)
+            return measure_streamed(
+                calibration, offered, cache=cache, memory=memory, on_progress=on_progress, on_encode=on_encode
             )
-        together = partial(accumulate, jobs=jobs)
-        with composed(model), forwards.evaluating(model), forwards.evaluating(calibration.goal):
-            return measure_channels(calibration, offered, together, method, cache, on_progress, on_encode, stop=stop)
-    if original is not None:
-        raise OptionsError("original= is for channels; remeasure() measures other options around a choice")
-    if opened_of(model) is not None:
-        _require_streamable(method, granularity, jobs)
-        return measure_streamed(
-            calibration, offered, cache=cache, memory=memory, on_progress=on_progress, on_encode=on_encode
+        if memory is not None:
+            raise OptionsError("memory= is for models that are read block by block: give qcompress.open_model(folder)")
+        return _measured_in_memory(
+            calibration,
+            offered,
+            method=method,
+            granularity=granularity,
+            jobs=jobs,
+            cache=cache,
+            stop=stop,
+            on_progress=on_progress,
+            on_encode=on_encode,
         )
-    if memory is not None:
-        raise OptionsError("memory= is for models that are read block by block: give qcompress.open_model(folder)")
-    return _measured_in_memory(
-        calibration,
-        offered,
-        method=method,
-        granularity=granularity,
-        jobs=jobs,
-        cache=cache,
-        stop=stop,
-        on_progress=on_progress,
-        on_encode=on_encode,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

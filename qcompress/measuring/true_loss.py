@@ -16,6 +16,7 @@ from qcompress.measuring.streamed.sweep import swept_outputs
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss, LossFunction, as_loss
 from qcompress.model.opened import opened_of
+from qcompress.model.padding import padding_named
 from qcompress.model.steady import steady
 
 
@@ -77,10 +78,19 @@ def paired_outputs(
     Opened models are run once, block by block, and only one sample's outputs are in memory.
     """
     if opened_of(original) is not None and opened_of(changed) is not None:
-        with swept_outputs(original, data, run) as before, swept_outputs(changed, data, run) as after:
+        with (
+            padding_named(data),
+            swept_outputs(original, data, run) as before,
+            swept_outputs(changed, data, run) as after,
+        ):
             yield ((batch, old, new) for (batch, old), (_, new) in zip(before, after, strict=True))
     else:
-        with forwards.evaluating(original), forwards.evaluating(changed), torch.no_grad():
+        with (
+            padding_named(data),
+            forwards.evaluating(original),
+            forwards.evaluating(changed),
+            torch.no_grad(),
+        ):
             yield ((batch, _output(original, batch, run), forwards.run(changed, batch, run)) for batch in data)
 
 
@@ -152,7 +162,7 @@ class TrueLoss:
         """`by_position` of each of several losses, from one pass."""
         self.emulation.put(choice)
         rises: list[list[NDArray[np.float64]]] = [[] for _ in losses]
-        with forwards.evaluating(self.emulation.model), torch.no_grad():
+        with padding_named(self.data), forwards.evaluating(self.emulation.model), torch.no_grad():
             for batch, reference in zip(self.data, self._references, strict=True):
                 output = forwards.run(self.emulation.model, batch, self._forward)
                 for choice_rises, loss in zip(rises, losses, strict=True):

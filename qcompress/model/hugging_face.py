@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qcompress.errors import MissingError, ModelError
-from qcompress.model.weight_files import INDEX, MAIN, WeightFiles
+from qcompress.model.weight_files import FLOATS, INDEX, MAIN, WeightFiles
 
 CONFIG = "config.json"
 
@@ -53,10 +53,26 @@ def config_of(folder: Path) -> Any:
         import transformers
     except ImportError as error:
         raise MissingError("open_model needs transformers: pip install 'qcompress[compressed-tensors]'") from error
+    _require_dtype(folder)
     try:
         return transformers.AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"transformers cannot read the configuration in {folder}: {error}") from error
+
+
+def _require_dtype(folder: Path) -> None:
+    """Check that ``config.json`` names a type to compute in, or none.
+
+    Raises:
+        ModelError: it names something else.
+    """
+    values, known = require_config(folder), [str(dtype).removeprefix("torch.") for dtype in FLOATS]
+    key = "dtype" if values.get("dtype") is not None else "torch_dtype"
+    if values.get(key) is not None and values[key] not in known:
+        raise ModelError(
+            f"{folder / CONFIG} has {key} {values[key]!r}, and it must be one of {', '.join(known)}; without it, the "
+            "type of the weights in the files is used"
+        )
 
 
 def stored_weights(folder: Path) -> WeightFiles:

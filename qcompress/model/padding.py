@@ -6,7 +6,8 @@ the mean over its real positions, as it would be without padding. An encoder wit
 positions of ``decoder_attention_mask``; all inputs of its layers count, as they may be of either side.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,30 @@ from qcompress.errors import DataError
 from qcompress.model import layers
 from qcompress.model.decoder_inputs import DECODER, MASK, has_decoder
 from qcompress.model.losses import Loss
+
+
+class AllPaddingError(DataError):
+    """A sample without a real position."""
+
+
+@contextlib.contextmanager
+def padding_named(data: Iterable[Any], name: str = "data") -> Iterator[None]:
+    """A ``with`` block around passes over the data called ``name``, in which `AllPaddingError` says where in it.
+
+    A pass may be over a part of a batch, or over batches made from the caller's, and the error inside knows no more.
+    """
+    try:
+        yield
+    except AllPaddingError:
+        for number, batch in enumerate(data):
+            mask = batch.get(_mask_name(batch)) if isinstance(batch, Mapping) else None
+            if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.any(dim=1).all()):
+                sample = int((~mask.any(dim=1)).nonzero()[0])
+                raise AllPaddingError(
+                    f"sample {sample} of batch {number} of {name}, counted from 0, is all padding: its "
+                    f"{_mask_name(batch)} is 0 everywhere"
+                ) from None
+        raise
 
 
 def real_positions(batch: Any, output: Tensor) -> Tensor | None:
@@ -35,7 +60,7 @@ def real_positions(batch: Any, output: Tensor) -> Tensor | None:
     """
     if not isinstance(batch, Mapping) or output.ndim < 3:
         return None
-    return _real(batch.get(f"{DECODER}{MASK}" if has_decoder(batch) else MASK), output)
+    return _real(batch.get(_mask_name(batch)), output)
 
 
 def at_real_positions(batch: Any, output: Tensor) -> Tensor:
@@ -69,6 +94,10 @@ def real_inputs(batch: Any, module: nn.Module, given: Tensor) -> Tensor | None:
     return None if real is None else real.flatten()
 
 
+def _mask_name(batch: Mapping[str, Any]) -> str:
+    return f"{DECODER}{MASK}" if has_decoder(batch) else MASK
+
+
 def _real(mask: Any, values: Tensor) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.ndim != 2 or values.shape[:2] != mask.shape:
         return None
@@ -76,7 +105,8 @@ def _real(mask: Any, values: Tensor) -> Tensor | None:
     if not bool(((mask == 0) | (mask == 1)).all()) or bool(real.all()):
         return None
     if not bool((some := real.any(dim=1)).all()):
-        raise DataError(f"sample {int((~some).nonzero()[0])} of a batch is all padding: its {MASK} is 0 everywhere")
+        sample = int((~some).nonzero()[0])
+        raise AllPaddingError(f"sample {sample} of a batch is all padding: its {MASK} is 0 everywhere")
     return real.to(values.device)
 
 

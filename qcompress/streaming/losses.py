@@ -19,6 +19,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
 from qcompress.model.losses import Loss
 from qcompress.model.opened import Opened, opened_of
+from qcompress.model.padding import padding_named
 from qcompress.model.steady import steady
 from qcompress.streaming.encoding import Codes, Unit, encoded, loaded, need_inputs, units_of
 from qcompress.transforms.base import Keep, Transform
@@ -53,6 +54,7 @@ def losses_of(
     assert opened is not None  # noqa: S101
     wanted = {part: tuple(choice[part] for choice in choices) for part in range(len(measurement.parts))}
     with (
+        padding_named(kept),
         tempfile.TemporaryDirectory(prefix="qcompress.") as folder,
         forwards.evaluating(model),
         forwards.layer_by_layer(),

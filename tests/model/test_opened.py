@@ -245,6 +245,28 @@ def test_without_a_type_in_the_config_that_of_the_files_is_computed_in(tmp_path:
     assert {parameter.dtype for parameter in open_model(folder, dtype=torch.float64).parameters()} == {torch.float64}
 
 
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"dtype": "nonsense"}, "dtype 'nonsense'"),
+        ({"dtype": "Tensor"}, "dtype 'Tensor'"),
+        ({"dtype": "int8"}, "dtype 'int8'"),
+        ({"dtype": 3}, "dtype 3"),
+        ({"dtype": ["float16"]}, r"dtype \['float16'\]"),
+        ({"dtype": None, "torch_dtype": "half precision"}, "torch_dtype 'half precision'"),
+    ],
+)
+def test_a_type_in_the_config_that_cannot_be_computed_in_is_named(
+    values: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    folder = saved("Llama", tmp_path)
+    reconfigured(folder, **values)
+    with pytest.raises(
+        ModelError, match=rf"config\.json has {found}, and it must be one of float64, float32, .*without"
+    ):
+        open_model(folder)
+
+
 def without_architectures(folder: Path) -> Path:
     config = json.loads((folder / "config.json").read_text())
     del config["architectures"]

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 import qcompress
 from qcompress.agreement import agreement
 from qcompress.errors import DataError
+from qcompress.guard import kept_loss
 from qcompress.measuring.inputs.ranges import activation_ranges
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.losses import as_loss
 from qcompress.model.padding import real_inputs, real_positions
+from qcompress.opened_guard import OpenedKeptLoss
+from qcompress.proposals import Proposal
 from tests.models import seeded
 from tests.opened_models import in_memory, saved, tokens
 
@@ -275,7 +278,7 @@ def test_a_sample_that_is_all_padding_is_refused() -> None:
     with pytest.raises(DataError, match="sample 4 of a batch is all padding"):
         as_loss("kl").rise(torch.zeros(5, 7, WORDS), torch.zeros(5, 7, WORDS), empty)
     model = nn.Sequential(nn.Embedding(WORDS, 4))
-    with pytest.raises(DataError, match="sample 4 of a batch is all padding"):
+    with pytest.raises(DataError, match="sample 4 of batch 0 of data, counted from 0, is all padding"):
         qcompress.measure(
             model,
             [empty],
@@ -314,3 +317,35 @@ def test_only_what_has_positions_is_padded() -> None:
         changes = torch.randn(2, 3, 3)
         loss = as_loss(name)
         torch.testing.assert_close(loss.rise(changes, 0 * changes, batch), loss.rise(changes, 0 * changes, None))
+
+
+def test_a_sample_that_is_all_padding_is_named_with_its_batch(tmp_path: Path) -> None:
+    """Also where a pass is over one sample of the batch."""
+    folder = saved("Llama", tmp_path)
+    mask = torch.ones(4, 6, dtype=torch.long)
+    mask[2, 3:] = mask[3] = 0
+    batches = [tokens(2, 6), {"input_ids": tokens(4, 6), "attention_mask": mask}]
+    options, message = (
+        qcompress.prune_quantize(bits=(4,)),
+        "sample 3 of batch 1 of data, counted from 0, is all padding",
+    )
+    opened, whole = qcompress.open_model(folder), in_memory(folder)
+    for model, methods in ((opened, ["sampled"]), (whole, ["sampled", "fisher", "direct"])):
+        with pytest.raises(DataError, match=message):
+            qcompress.mean_loss(model, model, batches)
+        for method in methods:
+            with pytest.raises(DataError, match=message):
+                qcompress.measure(model, batches, options, method=method, only="lm_head")
+    measurement = qcompress.measure(opened, batches[:1], options, method="sampled", only="lm_head")
+    proposal = Proposal(name="all kept", choice=np.zeros(1, dtype=int))
+    loss = as_loss("kl")
+    with pytest.raises(DataError, match=message):
+        OpenedKeptLoss(opened, measurement, batches, batches[:1], loss=loss)(proposal)
+    with pytest.raises(DataError, match=message):
+        kept_loss(whole, measurement, batches, loss=loss)(proposal)
+    for words, said in (
+        ({"data": batches}, message),
+        ({"data": batches[:1], "validation": batches}, "1 of validation,"),
+    ):
+        with pytest.raises(DataError, match=said):
+            qcompress.compress(whole, budget={"bytes": 0.9}, options=options, **words)
