@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FILE_KIND = FileKind("qcompress bits", version=1)
 
 COMMENT = "c decode "
-"""Prefix of the line of a ``.qubo`` file that holds the metadata."""
+"""Prefix of the line of a ``.qubo`` file that holds the metadata, a JSON object."""
 
 MAGIC = b"DIMODBQM"
 ENTRY = "qcompress"
@@ -167,7 +167,7 @@ def metadata_of(file: IO[bytes], where: str) -> Bits | None:
         metadata = header.get(ENTRY)
     else:
         file.seek(0)
-        lines = (line for line in file if line.startswith(COMMENT.encode()))
+        lines = (line for line in file if line.startswith(f"{COMMENT}{{".encode()))
         line = next(lines, None)
         metadata = None if line is None else json.loads(line.removeprefix(COMMENT.encode()))
     if metadata is None:

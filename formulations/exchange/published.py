@@ -19,7 +19,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from formulations.errors import FileFormatError
-from formulations.exchange.quadratic_reader import require_readable
+from formulations.exchange.quadratic_reader import is_number, require_readable
 from formulations.files import AnyPath
 from formulations.pairs import PairTerms
 from formulations.problem import Problem
@@ -138,7 +138,7 @@ def _entries(words: list[str]) -> tuple[int, NDArray[np.int64], NDArray[np.int64
     """Parse text that begins with ``n m`` into the size and the entries ``(i, j, value)``, counted from 0."""
     size, count = int(words[0]), int(words[1])
     require_readable(size)
-    remarks = next((number for number, word in enumerate(words[2:]) if _is_number(word)), len(words) - 2)
+    remarks = next((number for number, word in enumerate(words[2:]) if is_number(word)), len(words) - 2)
     numbers = words[2 + remarks :]  # some files have remarks after n and m
     if len(numbers) != 3 * count:
         raise ValueError(f"{count} entries need {3 * count} numbers, found {len(numbers)}")
@@ -151,14 +151,6 @@ def _entries(words: list[str]) -> tuple[int, NDArray[np.int64], NDArray[np.int64
         raise ValueError(f"vertices and variables are whole numbers, found {broken[0]:g}")
     i, j = places.astype(np.int64).T - 1
     return size, i, j, table[:, 2]
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _binary(

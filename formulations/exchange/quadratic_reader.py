@@ -70,10 +70,10 @@ def read_qubo(path: AnyPath) -> Problem:
 
     The format is described in `formulations.exchange.quadratic_writer`. In addition, the ``p`` line may be missing, the
     indices of a coupler may be in either order, entries with the same indices add up, and comments may begin with
-    ``#``.
+    ``#``. A comment ``c offset`` counts only if exactly one number follows.
 
     Raises:
-        FileFormatError: a line is no valid entry, or there are fewer entries than the ``p`` line says.
+        FileFormatError: a line is no valid entry, or there are other numbers of entries than the ``p`` line says.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "other.qubo"
@@ -93,6 +93,15 @@ def require_readable(size: int) -> None:
     """Refuse more than `MOST_VARIABLES`, before anything of that size is made."""
     if size > MOST_VARIABLES:
         raise ValueError(f"at most {MOST_VARIABLES:,} variables can be read, found {size:,}")
+
+
+def is_number(word: str) -> bool:
+    """Whether a word of a text is a number."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _unscaled(content: bytes, path: AnyPath) -> float:
@@ -189,10 +198,10 @@ def _problem_of_text(lines: Sequence[str], factor: float = 1.0) -> Problem:
     offset, announced, entries = 0.0, None, []
     for number, line in enumerate(lines, start=1):
         words = line.split()
-        if words[:2] == ["c", "offset"]:
+        if words[:2] == ["c", "offset"] and len(words) == 3 and is_number(words[2]):
             offset = float(words[2])
         elif words[:1] == ["p"]:
-            announced = tuple(int(word) for word in words[3:6])
+            announced = _announced(number, line)
         elif words and not (words[0] == "c" or words[0].startswith("#")):
             try:
                 i, j, bias = words
@@ -219,6 +228,17 @@ def _problem_of_text(lines: Sequence[str], factor: float = 1.0) -> Problem:
     linear = np.bincount(rows[diagonal], weights=values[diagonal], minlength=size).astype(np.float64)
     couplers = (rows[~diagonal], columns[~diagonal], factor * values[~diagonal])
     return _two_options([str(v) for v in range(size)], factor * linear, couplers, factor * offset)
+
+
+def _announced(number: int, line: str) -> tuple[int, int, int]:
+    """Return the numbers of variables, diagonal entries and couplers in a ``p`` line."""
+    try:
+        _, kind, _, size, diagonal, couplers = line.split()
+        if kind == "qubo":
+            return int(size), int(diagonal), int(couplers)
+    except ValueError:
+        pass
+    raise ValueError(f"line {number} should be 'p qubo 0 variables diagonals couplers', found {line!r}")
 
 
 def _two_options(names: list[str], linear: NDArray[np.float64], couplers: Any, offset: float) -> Problem:

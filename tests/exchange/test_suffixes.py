@@ -351,6 +351,14 @@ def test_qubo_text_from_elsewhere_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "comment", ["c offset is left out", "c offset", "c offset 1 of 2", "c decode the bits by hand"]
+)
+def test_a_comment_that_begins_like_ours_is_a_comment(comment, tmp_path):
+    (tmp_path / "other.qubo").write_text(f"{comment}\n0 0 1.5\n")
+    assert read_problem(tmp_path / "other.qubo").evaluate([1]).objective == 1.5
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "no entries"),
@@ -360,7 +368,11 @@ def test_qubo_text_from_elsewhere_is_read(tmp_path):
         ("p qubo 0 1 1 1\n0 0 1\n0 1 1\n", "of 1 variables; found 1 and 1 of 2"),
         ("-1 0 1\n", "counted from 0"),
         ("0 0 nan\n", "finite"),
-        ("c offset\n0 0 1\n", "not QUBO coordinate text"),
+        ("p qubo 0 3\n0 0 1\n", "line 1 should be 'p qubo 0 variables diagonals couplers', found 'p qubo 0 3'"),
+        ("0 0 1\np maxcut\n", "line 2 should be 'p qubo 0 variables diagonals couplers', found 'p maxcut'"),
+        ("p maxcut 0 1 1 0\n0 0 1\n", "should be 'p qubo 0 variables diagonals couplers', found 'p maxcut 0 1 1 0'"),
+        ("p qubo 0 1 one 0\n0 0 1\n", "should be 'p qubo 0 variables diagonals couplers', found 'p qubo 0 1 one 0'"),
+        ('c decode {"kind"\n0 0 1\n', "not QUBO coordinate text"),
         ("p qubo 0 100000000000 1 0\n0 0 1\n", "at most 10,000,000 variables can be read, found 100,000,000,000"),
         ("0 99999999999 1\n", "at most 10,000,000 variables can be read, found 100,000,000,000"),
     ],
