@@ -27,7 +27,7 @@ from solvers.exact.semidefinite import Semidefinite
 from solvers.heuristic.anneal import Anneal
 from solvers.heuristic.genetic_algorithm import Genetic
 from solvers.heuristic.greedy import Greedy
-from solvers.heuristic.lagrangian import Lagrangian, begin, open_part
+from solvers.heuristic.lagrangian import Lagrangian, begin, open_part, tighten
 from solvers.search import num_choices
 from solvers.uneven import uneven
 
@@ -124,7 +124,7 @@ class Auto(Solver):
             turns.take(Greedy(), "a first choice", GREEDY_SHARE)
             if uneven(problem) and np.isfinite(search.remaining()):
                 turns.take(Anneal(), FORBIDDING, min(FORBIDDING_SHARE, FORBIDDING_S / max(search.remaining(), 1e-9)))
-            turns.take(_DualBound(), why, RELAX_SHARE)
+            turns.take(_FirstBound(), why, RELAX_SHARE)
             if _linearisable(problem, search):
                 turns.prove([step for step in exact if isinstance(step[0], Milp)])
                 exact = [step for step in exact if not isinstance(step[0], Milp)]
@@ -165,11 +165,13 @@ def _provable(problem: Problem, search: Search) -> bool:
     return search.gap <= SMALL_GAP and open_part(problem, search).problem.num_options <= FEW_OPEN
 
 
-class _DualBound(Lagrangian):
-    """`lagrangian` without its semidefinite bound, which only pays where the dual bound is loose."""
+class _FirstBound(Lagrangian):
+    """`lagrangian`, without a semidefinite bound where the dual bound is tight."""
 
     def run(self, problem: Problem, search: Search) -> None:
-        begin(problem, search)
+        bound = begin(problem, search)
+        if search.gap > TIGHT:
+            tighten(problem, search, bound)
 
 
 class _Turns:

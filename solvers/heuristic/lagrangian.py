@@ -69,10 +69,7 @@ class Lagrangian(Solver):
         if search.proven():
             return
         if problem.pairs:
-            before = search.objective
-            certify(problem, search)
-            if search.objective is not None and search.objective != before:
-                improve(problem, search, bound)
+            tighten(problem, search, bound)
             return
         with search.phase("proof_s"):
             prove(problem, search, bound, max_states=MAX_STATES)
@@ -91,6 +88,14 @@ def begin(problem: Problem, search: Search) -> DualBound:
     if problem.pairs and not search.proven() and not search.expired():
         improve(problem, search, bound)
     return bound
+
+
+def tighten(problem: Problem, search: Search, bound: DualBound) -> None:
+    """Compute semidefinite bounds, and anneal again if they lead to a better choice."""
+    before = search.objective
+    certify(problem, search)
+    if search.objective is not None and search.objective != before:
+        improve(problem, search, bound)
 
 
 def improve(problem: Problem, search: Search, bound: DualBound) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from formulations import PairTerms, Problem
 from formulations.forms.integer_program import to_integer_program
+from formulations.generators.families import dense_pairs
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions.scaling import scaled
 from solvers import Solution, SolverUnavailableError, Status, StopReason, UnsupportedProblemError, run
@@ -276,6 +277,12 @@ def test_a_tight_dual_bound_needs_no_semidefinite_one_before_the_proof(solver):
     solution = solve(layered_problem(60, degree=6), solver, time_limit=60.0, seed=0)
     assert solution.status is Status.OPTIMAL
     assert "semidefinite_s" not in solution.timing
+
+
+def test_a_loose_dual_bound_is_raised_by_a_semidefinite_one_before_a_wider_search():
+    solution = solve(dense_pairs(14, 3, seed=4), "auto", time_limit=60.0, seed=0)
+    assert solution.status is Status.OPTIMAL
+    assert "anneal" not in [turn["solver"] for turn in solution.details["turns"]]
 
 
 def test_auto_keeps_the_best_choice_and_bound_of_all_it_ran():
