@@ -100,22 +100,29 @@ def read_quadratic_knapsack(path: AnyPath) -> Problem:
 def read_multiple_choice_knapsack(path: AnyPath) -> Problem:
     """Read a multiple-choice knapsack: one item per group, with the largest total value within several capacities.
 
-    The capacities become the budgets of the resources ``use 1``, ``use 2``, ….
+    The capacities become the budgets of the resources ``use 1``, ``use 2``, …, the groups' numbers their names.
 
     Raises:
-        FileFormatError: a number is missing.
+        FileFormatError: a number is missing, or two groups have the same one.
     """
 
     def problem(words: list[str]) -> Problem:
         groups, options, budgets = (int(word) for word in words[:3])
-        numbers = np.array(words[3:], dtype=np.float64)
-        if not 0 <= budgets <= len(numbers):
-            raise ValueError(f"{budgets} budgets need as many capacities, found {len(numbers)} numbers")
-        capacities, rest = numbers[:budgets], numbers[budgets:]
-        rows = rest.reshape(groups, 1 + options * (1 + budgets))[:, 1:].reshape(groups * options, 1 + budgets)
+        rest = words[3:]
+        if not 0 <= budgets <= len(rest):
+            raise ValueError(f"{budgets} budgets need as many capacities, found {len(rest)} numbers")
+        each = 1 + options * (1 + budgets)
+        capacities, rest = np.array(rest[:budgets], dtype=np.float64), rest[budgets:]
+        if len(rest) != groups * each:
+            raise ValueError(
+                f"{groups} groups of {options} options need {groups * each} numbers after the capacities, "
+                f"found {len(rest)}"
+            )
+        numbers = [word for g in range(groups) for word in rest[g * each + 1 : (g + 1) * each]]
+        rows = np.array(numbers, dtype=np.float64).reshape(groups * options, 1 + budgets)
         names = [f"use {k + 1}" for k in range(budgets)]
         return Problem(
-            [str(g + 1) for g in range(groups)],
+            [_group_number(word) for word in rest[::each]],
             [[str(option + 1) for option in range(options)]] * groups,
             -rows[:, 0],
             dict(zip(names, rows[:, 1:].T, strict=True)),
@@ -151,6 +158,13 @@ def _entries(words: list[str]) -> tuple[int, NDArray[np.int64], NDArray[np.int64
         raise ValueError(f"vertices and variables are whole numbers, found {broken[0]:g}")
     i, j = places.astype(np.int64).T - 1
     return size, i, j, table[:, 2]
+
+
+def _group_number(word: str) -> str:
+    try:
+        return str(int(word))
+    except ValueError:
+        raise ValueError(f"numbers of groups are whole, found {word!r}") from None
 
 
 def _binary(

@@ -85,6 +85,14 @@ def test_a_multiple_choice_knapsack_has_every_capacity(tmp_path):
     assert problem.evaluate([1, 1]).violations == {"use 2": 1.0}
 
 
+def test_groups_of_a_multiple_choice_knapsack_have_the_numbers_of_the_file(tmp_path):
+    file = tmp_path / "choices.txt"
+    file.write_text("2 1 1\n7\n2\n10 1\n1\n20 4\n")
+    problem = read_multiple_choice_knapsack(file)
+    assert problem.groups == ("2", "1")
+    assert problem.cost.tolist() == [-10, -20]
+
+
 @pytest.mark.parametrize(
     ("reader", "text", "says"),
     [
@@ -104,7 +112,11 @@ def test_a_multiple_choice_knapsack_has_every_capacity(tmp_path):
         (read_multiple_choice_knapsack, f"{10**30} 1 0\n", "is incomplete"),
         (read_quadratic_knapsack, "r\n3\n1 2 3\n", "3 items need 11 numbers, found 3"),
         (read_quadratic_knapsack, "r\n1\n5\n1\n9\n3\n", "found kind 1"),
-        (read_multiple_choice_knapsack, "1 2 1\n 4\n 1\n 3 4\n", "is incomplete"),
+        (read_multiple_choice_knapsack, "1 2 1\n 4\n 1\n 3 4\n", "need 5 numbers after the capacities, found 3"),
+        (read_multiple_choice_knapsack, "2 1 1\n7\n1\n10 1\n1\n20 4\n", "names must differ, found '1' twice"),
+        (read_multiple_choice_knapsack, "2 1 1\n7\n1\n10 1\n01\n20 4\n", "names must differ, found '1' twice"),
+        (read_multiple_choice_knapsack, "2 1 1\n7\n1\n10 1\nb\n20 4\n", "numbers of groups are whole, found 'b'"),
+        (read_multiple_choice_knapsack, "1 1 1\n7\n1.5\n10 1\n", "numbers of groups are whole, found '1.5'"),
     ],
 )
 def test_damage_is_named(reader, text, says, tmp_path):
