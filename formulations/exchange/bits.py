@@ -167,7 +167,7 @@ def metadata_of(file: IO[bytes], where: str) -> Bits | None:
         metadata = header.get(ENTRY)
     else:
         file.seek(0)
-        lines = (line for line in file if line.startswith(f"{COMMENT}{{".encode()))
+        lines = (line.lstrip() for line in file if line.lstrip().startswith(f"{COMMENT}{{".encode()))
         line = next(lines, None)
         metadata = None if line is None else json.loads(line.removeprefix(COMMENT.encode()))
     if metadata is None:

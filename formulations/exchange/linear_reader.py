@@ -50,7 +50,7 @@ def _header(path: Path) -> dict[str, Any]:
     parts = []
     with path.open("rb") as file:
         for line in file:
-            sign, _, rest = line.decode("utf-8", errors="replace").rstrip("\r\n").partition(" ")
+            sign, _, rest = line.decode("utf-8", errors="replace").rstrip("\r\n").lstrip().partition(" ")
             if sign not in ("\\", "*") or not rest.startswith(MARK):
                 break
             parts.append(rest.removeprefix(MARK))

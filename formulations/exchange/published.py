@@ -6,7 +6,7 @@
     MMKP                ``groups options budgets``, capacities, then per group its number and a line per option
                         ``value use_1 … use_k``                                                   Khan et al.
 
-Vertices and variables count from 1; words after ``n m`` and lines that begin with ``#`` are remarks, in UTF-8.
+Vertices and variables count from 1; words after ``n m`` and lines whose first sign is ``#`` are remarks, in UTF-8.
 Parallel edges add up. A variable becomes a group with the two options "0" and "1". If the original problem is a
 maximisation, its value is negated: a best known value ``v`` becomes the objective ``-v``.
 """
@@ -83,7 +83,7 @@ def read_quadratic_knapsack(path: AnyPath) -> Problem:
     """
 
     def problem(words: list[str]) -> Problem:
-        size = int(words[1])  # words[0] is the name
+        (size,) = _sizes(words[1:], 1, "a name and n")
         count = size + size * (size - 1) // 2 + 2 + size
         numbers = np.array(words[2 : 2 + count], dtype=np.float64)
         if len(numbers) < count:
@@ -107,7 +107,7 @@ def read_multiple_choice_knapsack(path: AnyPath) -> Problem:
     """
 
     def problem(words: list[str]) -> Problem:
-        groups, options, budgets = (int(word) for word in words[:3])
+        groups, options, budgets = _sizes(words, 3, "groups options budgets")
         rest = words[3:]
         if not 0 <= budgets <= len(rest):
             raise ValueError(f"{budgets} budgets need as many capacities, found {len(rest)} numbers")
@@ -136,14 +136,25 @@ def _read(path: AnyPath, what: str, build: Callable[[list[str]], Problem]) -> Pr
     content = Path(path).read_bytes()
     try:
         lines = content.decode("utf-8-sig").splitlines()
-        return build([word for line in lines if not line.startswith("#") for word in line.split()])
-    except (IndexError, OverflowError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        return build([word for line in lines if not line.lstrip().startswith("#") for word in line.split()])
+    except (OverflowError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise FileFormatError(f"{path} is not {what} instance, or is incomplete: {error}") from error
+
+
+def _sizes(words: list[str], count: int, wanted: str) -> list[int]:
+    """Parse the first ``count`` words, which ``wanted`` names, as whole numbers."""
+    try:
+        sizes = [int(word) for word in words[:count]]
+    except ValueError:
+        sizes = []
+    if len(sizes) < count:
+        raise ValueError(f"it should begin with {wanted} in whole numbers, found {' '.join(words[:count])!r}")
+    return sizes
 
 
 def _entries(words: list[str]) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Parse text that begins with ``n m`` into the size and the entries ``(i, j, value)``, counted from 0."""
-    size, count = int(words[0]), int(words[1])
+    size, count = _sizes(words, 2, "n m")
     require_readable(size)
     remarks = next((number for number, word in enumerate(words[2:]) if is_number(word)), len(words) - 2)
     numbers = words[2 + remarks :]  # some files have remarks after n and m

@@ -36,7 +36,7 @@ def test_words_behind_the_sizes_are_remarks(tmp_path):
 
 def test_lines_that_begin_with_a_hash_are_remarks(tmp_path):
     file = tmp_path / "commented.txt"
-    file.write_text("# 9 nine words\n3 3\n1 2 1\n# 1 2 7\n2 3 1\n1 3 5\n")
+    file.write_text("# 9 nine words\n3 3\n1 2 1\n  # 1 2 7\n\t#\n2 3 1\n1 3 5\n")
     assert read_max_cut(file).evaluate([0, 0, 1]).objective == -6
 
 
@@ -106,7 +106,14 @@ def test_groups_of_a_multiple_choice_knapsack_have_the_numbers_of_the_file(tmp_p
         (read_max_cut, "99999999999999 0\n", "at most 10,000,000 variables can be read, found 99,999,999,999,999"),
         (read_coordinate_qubo, f"{10**30} 0\n", "at most 10,000,000 variables"),
         (read_coordinate_qubo, "3 3\n1 2 1\n2 1 1\n3 3 1\n", "1 entries are given in both triangles, such as 1 2"),
-        (read_coordinate_qubo, "two", "not a QUBO instance"),
+        (read_max_cut, "", "should begin with n m in whole numbers, found ''"),
+        (read_coordinate_qubo, "# only a remark\n", "should begin with n m in whole numbers, found ''"),
+        (read_coordinate_qubo, "two", "not a QUBO instance.*n m in whole numbers, found 'two'"),
+        (read_max_cut, "3 1.5\n", "n m in whole numbers, found '3 1.5'"),
+        (read_quadratic_knapsack, "", "should begin with a name and n in whole numbers, found ''"),
+        (read_quadratic_knapsack, "r_5\n", "a name and n in whole numbers, found ''"),
+        (read_multiple_choice_knapsack, "\n", "groups options budgets in whole numbers, found ''"),
+        (read_multiple_choice_knapsack, "2 3", "groups options budgets in whole numbers, found '2 3'"),
         (read_quadratic_knapsack, f"r\n{10**30}\n1 2 3\n", "is incomplete"),
         (read_multiple_choice_knapsack, "0 1 1000000000000\n", "need as many capacities"),
         (read_multiple_choice_knapsack, f"{10**30} 1 0\n", "is incomplete"),

@@ -350,6 +350,16 @@ def test_qubo_text_from_elsewhere_is_read(tmp_path):
     assert [problem.evaluate(bits).objective for bits in ([0] * 4, [1] * 4, [0, 1, 1, 0])] == [-1.0, 2.5, -3.0]
 
 
+@pytest.mark.parametrize("suffix", [".lp", ".mps", ".qubo"])
+def test_comments_may_be_indented(suffix, tmp_path):
+    path = tmp_path / f"p{suffix}"
+    write_problem(Problem(["a"], [["x", "y"]], [0, 30], {"bytes": [8, 4]}, {"bytes": 12}), path)
+    read = read_problem(path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(f"  {line}" if line[0] in "\\*c" else line for line in lines))
+    assert read_problem(path).fingerprint() == read.fingerprint()
+
+
 @pytest.mark.parametrize(
     "comment", ["c offset is left out", "c offset", "c offset 1 of 2", "c decode the bits by hand"]
 )
