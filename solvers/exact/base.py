@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from formulations import Problem
 from formulations.forms.integer_program import MAX_PRODUCTS, num_products
 from formulations.reductions.restriction import Restriction
@@ -40,17 +42,25 @@ class Linearised(Exact):
 
 
 class OutOfTimeError(Exception):
-    """The time was over before a model was built."""
+    """The building of a model took longer than the time limit, or would take longer; the message says which."""
 
 
-def require_time(search: Search) -> None:
-    """End the building of a model, in a block of `recovering`, when the time is over.
+def require_time(search: Search, seconds: float = 0.0) -> None:
+    """End the building of a model, in a block of `recovering`, when the time is over or ends within ``seconds``.
 
     Raises:
-        OutOfTimeError: the time is over.
+        OutOfTimeError: the time is over, or less than ``seconds`` are left.
     """
     if search.expired():
-        raise OutOfTimeError
+        raise OutOfTimeError("building the model took longer than the time limit")
+    if seconds and search.remaining() < seconds:
+        raise OutOfTimeError("building the model would take longer than the time limit")
+
+
+def linearised_s(problem: Problem, seconds_per_variable: float, seconds_per_use: float) -> float:
+    """Estimate the time in seconds to build a linear model, from its options and products, and uses in its budgets."""
+    uses = sum(int(np.count_nonzero(problem.resources[name])) for name in problem.budgets)
+    return (problem.num_options + num_products(problem)) * seconds_per_variable + uses * seconds_per_use
 
 
 @contextlib.contextmanager
@@ -64,8 +74,8 @@ def recovering(search: Search) -> Iterator[None]:
         yield
     except SolverError:
         raise
-    except OutOfTimeError:
-        search.details["stopped"] = "building the model took longer than the time limit"
+    except OutOfTimeError as error:
+        search.details["stopped"] = str(error)
         search.cut_short()
     except Exception as error:
         search.recover(error)

@@ -5,26 +5,19 @@ from functools import partial
 
 import highspy
 import numpy as np
-import pulp
 import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import PairTerms, Problem
-from formulations.forms.integer_program import to_integer_program
 from formulations.generators.families import dense_pairs
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions.scaling import scaled
 from solvers import Solution, SolverUnavailableError, Status, StopReason, UnsupportedProblemError, run
 from solvers.errors import InvalidOptionError
-from solvers.exact import milp
 from solvers.exact.brute_force import MAX_CHOICES
-from solvers.exact.cp_sat import CpSat
-from solvers.exact.miqp import Miqp
-from solvers.search import Search, num_choices
-from solvers.testing import optimum
-from solvers.testing.cut_runs import cut_run
+from solvers.search import num_choices
 
 solve = partial(run.solve, presolve=False)  # the back ends themselves are tested
 
@@ -196,7 +189,6 @@ def test_milp_bounds_hold_at_every_moment_of_the_run(seed):
 
 
 def test_an_interrupted_milp_keeps_what_it_has_and_prints_nothing(monkeypatch, capfd):
-    import highspy
 
     problem, wait, heard = layered_problem(30, rank=0, degree=8, seed=0), highspy.Highs.wait, []
 
@@ -311,30 +303,6 @@ def test_equal_groups_of_one_option_are_decided():
         assert solve(problem, solver).objective == 9.0
 
 
-@pytest.mark.parametrize(("limit", "left"), [(10.0, 3.0), (5.0, None)])
-def test_highs_gets_the_time_that_is_left_after_building(limit, left, monkeypatch):
-    now, given = [0.0], []
-    build = pulp.HiGHS.buildSolverModel
-
-    def slow(self, model):
-        build(self, model)
-        now[0] += 7.0
-
-    def run_highs(highs):
-        given.append(highs.getOptionValue("time_limit")[1])
-        assert set(highs.getLp().integrality_) == {highspy.HighsVarType.kInteger}
-        highs.run()
-
-    monkeypatch.setattr(pulp.HiGHS, "buildSolverModel", slow)
-    monkeypatch.setattr(milp, "_run_until_stopped", run_highs)
-    problem = layered_problem(4, rank=0)
-    search = Search(problem, solver="milp", time_limit=limit, clock=lambda: now[0])
-    found = milp._highs(to_integer_program(problem), search, warm=False)
-    assert given == ([] if left is None else [left])
-    assert found.complete == (left is not None)
-    assert found.choice is None or problem.evaluate(found.choice).objective == pytest.approx(optimum(problem))
-
-
 @pytest.mark.parametrize(("solver", "module", "name"), [
     ("milp", "milp", "_highs"), ("miqp", "miqp", "_Program"), ("cp-sat", "cp_sat", "_Program"),
 ])  # fmt: skip
@@ -350,19 +318,6 @@ def test_a_failure_of_the_external_code_ends_the_run_with_the_best_choice_so_far
         return
     assert (found.status, found.stop_reason) == (Status.FEASIBLE, StopReason.ERROR_RECOVERED)
     assert found.details["error"] == "Exception: SCIP: error in input data!"
-
-
-@pytest.mark.parametrize("solver", [Miqp(), CpSat()])
-def test_a_model_is_not_built_to_the_end_when_the_time_is_over(solver):
-    if solver.why_not():
-        return
-    rng = np.random.default_rng(0)
-    count = 40
-    apart = np.triu(np.repeat(np.arange(count), 2)[:, None] != np.repeat(np.arange(count), 2)[None, :], 1)
-    pairs = PairTerms(sparse=scipy.sparse.csr_array(apart * rng.normal(size=apart.shape)))
-    problem = Problem([f"g{i}" for i in range(count)], [["x", "y"]] * count, [0.0] * 2 * count, {}, {}, pairs)
-    stopped = [cut_run(problem, solver, looks).details.get("stopped", "") for looks in range(10, 400, 10)]
-    assert any("building the model took longer" in reason for reason in stopped), stopped
 
 
 def test_a_pareto_list_that_would_take_longer_than_the_time_is_not_made(monkeypatch):
