@@ -154,10 +154,15 @@ def metadata_in(path: AnyPath) -> Bits | None:
     """Read a file's metadata; None if another program wrote the file.
 
     Raises:
-        FileFormatError: the metadata is of another version or incomplete.
+        FileFormatError: the metadata is of another version, damaged or incomplete.
     """
     with Path(path).open("rb") as file:
-        return metadata_of(file, str(path))
+        try:
+            return metadata_of(file, str(path))
+        except FileFormatError:
+            raise
+        except (ValueError, struct.error) as error:
+            raise FileFormatError(f"{path} holds no readable metadata: {error}") from error
 
 
 def metadata_of(file: IO[bytes], where: str) -> Bits | None:

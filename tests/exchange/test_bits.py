@@ -95,6 +95,16 @@ def test_what_was_not_written_for_the_problem_is_refused(tmp_path):
         decode_bits(tmp_path / "other.qubo", problem, [[0]])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b'c decode {"kind"\n0 0 1\n', b"DIMODBQM\x01", b'DIMODBQM\x01\x00\x09\x00\x00\x00{"kind"', b"c decode {\xff"],
+)
+def test_damaged_metadata_is_refused(content, tmp_path):
+    (tmp_path / "damaged").write_bytes(content)
+    with pytest.raises(FileFormatError, match="damaged holds no readable metadata"):
+        decode_bits(tmp_path / "damaged", layered_problem(3, bits=(2, 4), rank=0), [[0, 0, 0]])
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), levels=st.integers(1, 300))
 def test_levels_keep_objectives_and_round_uses(seed, levels):
