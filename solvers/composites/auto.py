@@ -2,7 +2,7 @@
 
 The first solver computes a bound and a good choice from it. Then solvers that improve a choice take turns of a small
 fraction of the time; the next turn goes to the solver whose last turn gained most per second. An exact solver gets its
-turn as soon as few options are open, or when no solver improves the choice any more. Turns grow while nothing is found,
+turn as soon as few options are open or the dual bound is tight, or when no solver improves the choice any more. Turns grow while nothing is found,
 and continue until the time is over or the answer is proven. All solvers share the incumbent, the bound and the stored
 results of bounds, so each one builds on the others. ``details["plan"]`` lists the selected solvers with the reasons,
 ``details["turns"]`` lists all turns. Solvers that need the network are never selected.
@@ -53,6 +53,9 @@ GREEDY_SHARE, RELAX_SHARE, LONG_SHARE, PROOF_SHARE, TURN_SHARE = 0.1, 0.25, 0.5,
 """Fractions of the remaining time for a first choice, the bound, the long turn after it, an exact solver's turn, and
 the first turns of the others."""
 
+TIGHT_SHARE = 0.8
+"""Fraction for branch and bound where the others find little: without pair terms, or beside a bound that is `TIGHT`."""
+
 WEAK_GAP = 0.1
 """Relative gap above which the long turn is given to annealing, because the bound is weak after its full time."""
 
@@ -60,9 +63,12 @@ SEMIDEFINITE_OPTIONS, MANY_TERMS = 800, 4
 """Maximum number of options, and minimum number of pair terms per group, for branch and bound with semidefinite
 bounds."""
 
-FEW_PRODUCTS, FEW_IF_TIGHT = 2_000, 10_000
-"""Number of products of open options up to which the integer program is tried before semidefinite bounds; the second
-one for dual bounds that are `TIGHT`."""
+FEW_PRODUCTS = 2_000
+"""Number of products of open options up to which the integer program of a dense problem is tried before branch and
+bound with semidefinite bounds."""
+
+BUILD_SHARE = 0.7
+"""Maximum fraction of its turn that it may take to build the integer program, if the dual bound is `TIGHT`."""
 
 DENSE_SHARE = 0.4
 """Fraction of the remaining time for its first turn."""
@@ -72,6 +78,8 @@ FORBIDDING_SHARE, FORBIDDING_S = 0.5, 0.3
 costs must be found first."""
 
 FORBIDDING = "costs that forbid options are in the best known choice, and bounds are weak beside them"
+
+FIRST = "branch and bound, as few products are open or the dual bound is tight"
 
 DENSE = "two options a group and dense pair terms: semidefinite bounds, then branch and bound"
 
@@ -126,7 +134,7 @@ class Auto(Solver):
                 turns.take(Anneal(), FORBIDDING, min(FORBIDDING_SHARE, FORBIDDING_S / max(search.remaining(), 1e-9)))
             turns.take(_FirstBound(), why, RELAX_SHARE)
             if _linearisable(problem, search):
-                turns.prove([step for step in exact if isinstance(step[0], Milp)])
+                turns.prove([(Milp(), FIRST)], PROOF_SHARE if dense(problem) else TIGHT_SHARE)
                 exact = [step for step in exact if not isinstance(step[0], Milp)]
             if dense(problem):
                 turns.take(Semidefinite(), DENSE, DENSE_SHARE)
@@ -141,7 +149,11 @@ class Auto(Solver):
             improving.insert(0 if learned(search).ascent else len(improving), again)
             if np.isfinite(search.remaining()):  # it resumes its tree
                 improving += [step for step in exact if isinstance(step[0], Semidefinite)]
-        if not problem.pairs or _provable(problem, search):
+        if not problem.pairs:
+            turns.prove(exact[:-1])
+            turns.prove(exact[-1:], TIGHT_SHARE)
+            exact = []
+        elif _provable(problem, search):
             turns.prove(exact)
             exact = []
         turns.improve(improving, exact)
@@ -156,8 +168,11 @@ def dense(problem: Problem) -> bool:
 
 def _linearisable(problem: Problem, search: Search) -> bool:
     """Whether the integer program of the open part is worth a turn before a semidefinite bound."""
-    most = FEW_PRODUCTS if dense(problem) else FEW_IF_TIGHT if search.gap <= TIGHT else 0
-    return num_products(open_part(problem, search).problem) <= most
+    part = open_part(problem, search).problem
+    if dense(problem):
+        return bool(problem.budgets) and num_products(part) <= FEW_PRODUCTS
+    turn = min(TIGHT_SHARE * search.remaining(), EXACT_S)
+    return search.gap <= TIGHT and not problem.pairs.rank and Milp.build_s(part) <= BUILD_SHARE * turn
 
 
 def _provable(problem: Problem, search: Search) -> bool:
@@ -190,10 +205,10 @@ class _Turns:
         seconds = share * self.search.remaining()
         self._turn(solver, why, EXACT_S if isinstance(solver, Semidefinite) and np.isinf(seconds) else seconds)
 
-    def prove(self, steps: list[Step]) -> None:
+    def prove(self, steps: list[Step], share: float = PROOF_SHARE) -> None:
         """Run one turn of each exact solver."""
         for solver, why in steps:
-            seconds = PROOF_SHARE * self.search.remaining()
+            seconds = share * self.search.remaining()
             self._turn(solver, why, EXACT_S if self.problem.pairs and np.isinf(seconds) else seconds)
 
     def improve(self, steps: list[Step], exact: list[Step]) -> None:
@@ -224,6 +239,7 @@ class _Turns:
         if (reason := f"{solver.name}: {why}") not in search.details["plan"]:
             search.details["plan"].append(reason)
         self.count += 1
+        search.details.pop("stopped", None)  # the run goes on
         fresh = solver.name == "anneal" and self.count % 2  # every other turn starts from random choices
         search.initial = None if fresh else search.choice
         before, bound, begun = search.objective, search.bound, search.elapsed()

@@ -74,6 +74,11 @@ class Milp(Linearised):
     words: ClassVar[Mapping[str, Collection[str]]] = {"backend": BACKENDS}
     backend: str = "highs"
 
+    @staticmethod
+    def build_s(problem: Problem) -> float:
+        """Estimate the time in seconds to build the integer program of a problem."""
+        return linearised_s(problem, SECONDS_PER_VARIABLE, SECONDS_PER_USE)
+
     def run(self, problem: Problem, search: Search) -> None:
         """Compute a bound and an incumbent, then solve the integer program on the options that they leave open."""
         part = undecided(problem, search)
@@ -86,7 +91,7 @@ class Milp(Linearised):
 
     def _search(self, part: Restriction, problem: Problem, size: float, search: Search) -> None:
         """Solve the integer program, with objectives in units of ``size``."""
-        seconds = linearised_s(part.problem, SECONDS_PER_VARIABLE, SECONDS_PER_USE)
+        seconds = self.build_s(part.problem)
         require_time(search, seconds)
         with search.phase("build_s"):
             program = to_integer_program(scaled(part.problem, 1.0 / size).problem)
