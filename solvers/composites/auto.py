@@ -2,10 +2,11 @@
 
 The first solver computes a bound and a good choice from it. Then solvers that improve a choice take turns of a small
 fraction of the time; the next turn goes to the solver whose last turn gained most per second. An exact solver gets its
-turn as soon as few options are open or the dual bound is tight, or when no solver improves the choice any more. Turns grow while nothing is found,
-and continue until the time is over or the answer is proven. All solvers share the incumbent, the bound and the stored
-results of bounds, so each one builds on the others. ``details["plan"]`` lists the selected solvers with the reasons,
-``details["turns"]`` lists all turns. Solvers that need the network are never selected.
+turn as soon as few options are open or the dual bound is tight, or when no solver improves the choice any more. Turns
+grow while nothing is found, and continue until the time is over or the answer is proven. All solvers share the
+incumbent, the bound and the stored results of bounds, so each one builds on the others. ``details["plan"]`` lists the
+selected solvers with the reasons, ``details["turns"]`` lists all turns. Solvers that need the network are never
+selected.
 """
 
 from dataclasses import dataclass
