@@ -299,9 +299,8 @@ VIEWS = {
         }
     ),
     "channels_resnet20": View(columns=CHANNELS),
-    **dict.fromkeys(
-        ("channels_resnet56", "channels_efficientnet"), View(columns={**UNTIMED, "fine-tuned": "{tuned:.1f}"})
-    ),
+    "channels_resnet56": View(columns={**CHANNELS, "fine-tuned": "{tuned:.1f}"}),
+    "channels_efficientnet": View(columns={**UNTIMED, "fine-tuned": "{tuned:.1f}"}),
     "heads_minilm": View(
         columns={
             "time asked for": "{share:g}",
