@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import sysconfig
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePath
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 _LIBRARY = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib"))
 _BY_NAME = ("qcompress", "solvers", "formulations", "torch", "numpy")
 _WRAPPERS = (staticmethod, classmethod)
-_LABELS = ("training", "name_or_path", "transformers_version", "architectures")  # no output depends on them
+_OF_MODULES, _OF_SETTINGS = ("training", "name_or_path"), ("name_or_path", "transformers_version", "architectures")
+"""Attributes of modules, and of the configurations of transformers, on which no output depends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +230,13 @@ class _Digest:
         for path, module in value.named_modules():
             self._put("submodule", path)
             self.add(type(module), name)
-            self._add_attributes(vars(module), name)
+            self._add_attributes(vars(module), name, _OF_MODULES)
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
             self._add_items("hooks", hooks, name)
 
-    def _add_attributes(self, attributes: Mapping[str, Any], name: str) -> None:
+    def _add_attributes(self, attributes: Mapping[str, Any], name: str, without: Sequence[str]) -> None:
         for key, item in sorted(attributes.items()):
-            if key.startswith("_") or key in _LABELS:
+            if key.startswith("_") or key in without:
                 continue
             if _is_simple(item) or callable(item):
                 self._put(key)
@@ -247,7 +248,8 @@ class _Digest:
                 if not new:
                     continue
                 names = [*getattr(item, "__dict__", ()), *getattr(item, "__dataclass_fields__", ())]
-                self._add_attributes({key: getattr(item, key, None) for key in names}, f"{name}.{key}")
+                labels = _OF_SETTINGS if hasattr(item, "transformers_version") else ()
+                self._add_attributes({key: getattr(item, key, None) for key in names}, f"{name}.{key}", labels)
 
     def _add_object(self, value: Any, name: str) -> None:
         """Add the state that `copy` and `pickle` would store of any other object."""

@@ -185,10 +185,9 @@ class Search:
 
     @property
     def gap(self) -> float:
-        """The relative gap of incumbent and bound; infinite without a choice or a bound, 0 for an objective of 0."""
-        if self.objective is None or self.bound is None:
-            return float("inf")
-        return relative_gap(self.objective, self.bound) or 0.0
+        """The relative gap of incumbent and bound; infinite where it is not defined."""
+        gap = relative_gap(self.objective, self.bound)
+        return float("inf") if gap is None else gap
 
     def offer(self, choice: ArrayLike) -> bool:
         """Report a choice ``(G,)``, which is kept if it is feasible and better; return whether it was kept."""

@@ -148,12 +148,13 @@ def test_models_differ_by_weights_settings_hooks_and_ties() -> None:
 
 @dataclass
 class Settings:
-    """What a model's forward pass reads besides its modules' attributes."""
+    """What a model's forward pass reads besides its modules' attributes, in the form of transformers."""
 
     cap: float
     name_or_path: str = ""
     inner: "Settings | None" = None
     widths: list[int] = field(default_factory=list)
+    transformers_version: str = ""
 
 
 def test_models_differ_by_their_settings_but_not_by_where_they_come_from() -> None:
@@ -176,6 +177,22 @@ def test_models_differ_by_their_settings_but_not_by_where_they_come_from() -> No
     ]
     assert len({having(settings) for settings in different}) == len(different)
     assert having(Settings(1.0)) == having(Settings(1.0, "elsewhere")) == having(Settings(1.0), name_or_path="there")
+
+
+def test_labels_of_transformers_are_settings_like_others_in_a_users_own_modules() -> None:
+    def having(**attributes: Any) -> str:
+        model = seeded(Residual)
+        vars(model).update(attributes)
+        return digest(model)
+
+    different: list[dict[str, Any]] = [
+        {"architectures": "wide"},
+        {"architectures": "deep"},
+        {"settings": types.SimpleNamespace(architectures="wide")},
+        {"settings": types.SimpleNamespace(architectures="deep")},
+        {"settings": types.SimpleNamespace(training=True)},
+    ]
+    assert len({having(**attributes) for attributes in different}) == len(different)
 
 
 def test_a_value_that_holds_itself_has_a_digest() -> None:

@@ -30,6 +30,16 @@ def test_choices_and_bounds_arrive_in_the_outer_searchs_unit():
     assert outer.solution(StopReason.COMPLETED, {}).status is Status.OPTIMAL
 
 
+def test_an_objective_of_zero_is_no_tight_bound():
+    search = Search(Problem(["a"], [["keep", "4 bit"]], [0, 3], {}, {}), solver="test")
+    assert search.gap == np.inf
+    search.offer([0])
+    search.raise_bound(-5.0)
+    assert (search.objective, search.gap) == (0.0, np.inf)
+    search.raise_bound(0.0)
+    assert search.gap == 0.0
+
+
 def test_noted_numbers_are_in_the_stated_problems_unit():
     outer = Search(two_layers(), solver="test")
     inner = SubSearch(scaled(outer.problem, 10.0), outer)

@@ -197,5 +197,7 @@ def _header(file: IO[bytes]) -> tuple[bytes, dict[str, Any]]:
     """Read version and header of a BQM file, starting after the magic word."""
     version = file.read(2)
     (length,) = struct.unpack("<I", file.read(4))
-    header: dict[str, Any] = json.loads(file.read(length))
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError(f"the header is {header!r:.40}, not an object")
     return version, header

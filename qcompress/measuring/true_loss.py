@@ -91,12 +91,12 @@ def paired_outputs(
             forwards.evaluating(changed),
             torch.no_grad(),
         ):
-            yield ((batch, _output(original, batch, run), forwards.run(changed, batch, run)) for batch in data)
+            yield ((batch, _output(original, batch, run), _output(changed, batch, run)) for batch in data)
 
 
-def _output(original: nn.Module, batch: Any, run: forwards.Forward) -> Tensor:
+def _output(model: nn.Module, batch: Any, run: forwards.Forward) -> Tensor:
     with forwards.first_pass(batch, "a batch"):
-        return forwards.run(original, batch, run)
+        return forwards.run(model, batch, run)
 
 
 class TrueLoss:

@@ -68,7 +68,7 @@ def _require_dtype(folder: Path) -> None:
     """
     values, known = require_config(folder), [str(dtype).removeprefix("torch.") for dtype in FLOATS]
     key = "dtype" if values.get("dtype") is not None else "torch_dtype"
-    if values.get(key) is not None and values[key] not in known:
+    if values.get(key) is not None and getattr(torch, str(values[key]), None) not in FLOATS:
         raise ModelError(
             f"{folder / CONFIG} has {key} {values[key]!r}, and it must be one of {', '.join(known)}; without it, the "
             "type of the weights in the files is used"
@@ -84,7 +84,12 @@ def stored_weights(folder: Path) -> WeightFiles:
     """
     config = config_of(folder)
     named: str | None = getattr(config, "transformers_weights", None)
-    return WeightFiles(folder, (MAIN, INDEX) if named is None else (named,), getattr(config, "extra_files", ()))
+    if named is not None and not (folder / named).is_file():
+        raise ModelError(
+            f"{folder / CONFIG} names {named!r} under transformers_weights, and {folder} has no such file: download or "
+            "copy the folder again"
+        )
+    return WeightFiles(folder, (MAIN, INDEX) if named is None else (named,), getattr(type(config), "extra_files", ()))
 
 
 def built(folder: Path, dtype: torch.dtype | None, stored: torch.dtype | None = None) -> nn.Module:

@@ -124,7 +124,7 @@ def race(solution: Solution) -> Figure | None:
 
 
 def front(sweep: Sweep) -> Figure | None:
-    """Least predicted loss at every budget, with the proven lower bound; on a logarithmic axis without losses of 0."""
+    """Least predicted loss at every budget, with the proven lower bound; on a logarithmic axis without zeros."""
     points = [point for point in sweep.points if point.solution.objective is not None]
     if not points:
         return None
@@ -145,7 +145,7 @@ def front(sweep: Sweep) -> Figure | None:
         "y": [point.solution.bound for point in points], "line": {"color": ORANGE, "dash": "dash"}, "hoverinfo": "skip",
     }  # fmt: skip
     values = [value for point in points for value in (point.solution.objective, point.solution.bound)]
-    losses = scale(*(value for value in values if value is not None and value > 0))
+    losses = scale(*(value for value in values if value != 0))
     named = (f"budget ({sweep.resource})", "predicted loss")
     return figure([chosen, bound], *named, xaxis=scale(*budget), yaxis=losses)
 

@@ -2,11 +2,11 @@
 
 The first solver computes a bound and a good choice from it. Then solvers that improve a choice take turns of a small
 fraction of the time; the next turn goes to the solver whose last turn gained most per second. An exact solver gets its
-turn as soon as few options are open or the dual bound is tight, or when no solver improves the choice any more. Turns
-grow while nothing is found, and continue until the time is over or the answer is proven. All solvers share the
-incumbent, the bound and the stored results of bounds, so each one builds on the others. ``details["plan"]`` lists the
-selected solvers with the reasons, ``details["turns"]`` lists all turns. Solvers that need the network are never
-selected.
+turn as soon as few options are open, or the dual bound is tight and there is no factor, or when no solver improves the
+choice any more. Turns grow while nothing is found, and continue until the time is over or the answer is proven. All
+solvers share the incumbent, the bound and the stored results of bounds, so each one builds on the others.
+``details["plan"]`` lists the selected solvers with the reasons, ``details["turns"]`` lists all turns. Solvers that need
+the network are never selected.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from formulations import Problem
-from formulations.forms.integer_program import num_products
+from formulations.forms.integer_program import MAX_PRODUCTS, num_products
 from solvers.base import Search, Solver
 from solvers.bounds.learned import learned
 from solvers.bounds.warm import warm_bounds
@@ -134,7 +134,7 @@ class Auto(Solver):
             if uneven(problem) and np.isfinite(search.remaining()):
                 turns.take(Anneal(), FORBIDDING, min(FORBIDDING_SHARE, FORBIDDING_S / max(search.remaining(), 1e-9)))
             turns.take(_FirstBound(), why, RELAX_SHARE)
-            if _linearisable(problem, search):
+            if not turns.over() and _linearisable(problem, search):
                 turns.prove([(Milp(), FIRST)], PROOF_SHARE if dense(problem) else TIGHT_SHARE)
                 exact = [step for step in exact if not isinstance(step[0], Milp)]
             if dense(problem):
@@ -169,11 +169,13 @@ def dense(problem: Problem) -> bool:
 
 def _linearisable(problem: Problem, search: Search) -> bool:
     """Whether the integer program of the open part is worth a turn before a semidefinite bound."""
-    part = open_part(problem, search).problem
     if dense(problem):
-        return bool(problem.budgets) and num_products(part) <= FEW_PRODUCTS
+        return bool(problem.budgets) and num_products(open_part(problem, search).problem) <= FEW_PRODUCTS
+    if search.gap > TIGHT or problem.pairs.rank:
+        return False
+    part = open_part(problem, search).problem
     turn = min(TIGHT_SHARE * search.remaining(), EXACT_S)
-    return search.gap <= TIGHT and not problem.pairs.rank and Milp.build_s(part) <= BUILD_SHARE * turn
+    return num_products(part) <= MAX_PRODUCTS and Milp.build_s(part) <= BUILD_SHARE * turn
 
 
 def _provable(problem: Problem, search: Search) -> bool:
@@ -248,7 +250,8 @@ class _Turns:
             solver.run(self.problem, search)
         took = search.elapsed() - begun
         better = _rise(search.objective, before)
-        search.details["turns"].append({"solver": solver.name, "seconds": took, "better": better > 0})
+        stopped = {name: search.details[name] for name in ("stopped",) if name in search.details}
+        search.details["turns"].append({"solver": solver.name, "seconds": took, "better": better > 0, **stopped})
         return (better + _rise(bound, search.bound)) / max(took, 1e-6)
 
 

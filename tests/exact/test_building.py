@@ -45,8 +45,8 @@ RATES = {
 @pytest.mark.parametrize("solver", [Milp(), Milp(backend="cbc"), Miqp(), CpSat()], ids=lambda solver: solver.label)
 @pytest.mark.parametrize(("rates", "needed"), [((1.0, 0.0), 24.0), ((0.0, 1.0), 48.0), ((1.0, 1.0), 72.0)])
 def test_a_model_is_begun_only_if_building_it_can_end_in_time(solver, rates, needed, monkeypatch):
-    if solver.why_not():
-        return
+    if why := solver.why_not():
+        pytest.skip(why)
     name = type(solver).__module__.rpartition(".")[2]
     module = importlib.import_module(type(solver).__module__)
     for rate, seconds in zip(RATES[name], rates, strict=True):
@@ -101,8 +101,8 @@ def test_the_clock_is_looked_at_for_every_group_and_block_that_is_built(name, pa
 
 @pytest.mark.parametrize("solver", [Miqp(), CpSat()])
 def test_a_model_is_not_built_to_the_end_when_the_time_is_over(solver, monkeypatch):
-    if solver.why_not():
-        return
+    if why := solver.why_not():
+        pytest.skip(why)
     for rate in ("miqp.SECONDS_PER_OPTION", "cp_sat.SECONDS_PER_VARIABLE"):
         monkeypatch.setattr(f"solvers.exact.{rate}", 0.0)
     rng = np.random.default_rng(0)

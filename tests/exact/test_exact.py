@@ -189,7 +189,6 @@ def test_milp_bounds_hold_at_every_moment_of_the_run(seed):
 
 
 def test_an_interrupted_milp_keeps_what_it_has_and_prints_nothing(monkeypatch, capfd):
-
     problem, wait, heard = layered_problem(30, rank=0, degree=8, seed=0), highspy.Highs.wait, []
 
     def pressed(highs, timeout):
@@ -275,6 +274,12 @@ def test_a_loose_dual_bound_is_raised_by_a_semidefinite_one_before_a_wider_searc
     solution = solve(dense_pairs(14, 3, seed=4), "auto", time_limit=60.0, seed=0)
     assert solution.status is Status.OPTIMAL
     assert "anneal" not in [turn["solver"] for turn in solution.details["turns"]]
+
+
+def test_auto_begins_no_integer_program_that_is_too_large(monkeypatch):
+    monkeypatch.setattr("solvers.composites.auto.MAX_PRODUCTS", 0)
+    solution = solve(layered_problem(60, degree=6), "auto", time_limit=5.0, seed=0)
+    assert solution.details["turns"][2]["solver"] != "milp"
 
 
 def test_auto_keeps_the_best_choice_and_bound_of_all_it_ran():

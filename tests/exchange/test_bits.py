@@ -97,7 +97,13 @@ def test_what_was_not_written_for_the_problem_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b'c decode {"kind"\n0 0 1\n', b"DIMODBQM\x01", b'DIMODBQM\x01\x00\x09\x00\x00\x00{"kind"', b"c decode {\xff"],
+    [
+        b'c decode {"kind"\n0 0 1\n',
+        b"DIMODBQM\x01",
+        b'DIMODBQM\x01\x00\x09\x00\x00\x00{"kind"',
+        b"DIMODBQM\x01\x00\x03\x00\x00\x00[1]",
+        b"c decode {\xff",
+    ],
 )
 def test_damaged_metadata_is_refused(content, tmp_path):
     (tmp_path / "damaged").write_bytes(content)

@@ -163,10 +163,11 @@ def other_weights(folder: Path, name: str) -> None:
         ("consolidated.safetensors", True, {}),
         ("model.safetensors", True, {}),
         ("mine.safetensors", False, {"transformers_weights": "mine.safetensors"}),
+        ("mine.safetensors", False, {"extra_files": ["mine.safetensors"]}),
     ],
 )
 def test_the_files_are_read_that_transformers_reads(
-    name: str, shards: bool, config: dict[str, str], tmp_path: Path
+    name: str, shards: bool, config: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = saved("Llama", tmp_path, shards=shards)
     other_weights(folder, name)
@@ -190,6 +191,13 @@ def test_files_that_transformers_reads_for_a_kind_of_model_only_are_read(
         open_model(folder)
     monkeypatch.setattr(transformers.LlamaConfig, "extra_files", ("head.safetensors", "none.safetensors"))
     assert open_model(folder)(tokens(1, 5)).logits.shape == (1, 5, 61)
+
+
+def test_a_file_that_the_configuration_names_must_be_there(tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path)
+    reconfigured(folder, transformers_weights="mine.safetensors")
+    with pytest.raises(ModelError, match=r"config\.json names 'mine\.safetensors' under transformers_weights"):
+        open_model(folder)
 
 
 def test_a_name_in_two_files_of_which_none_comes_first_is_refused(tmp_path: Path) -> None:
