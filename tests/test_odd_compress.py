@@ -1,6 +1,7 @@
 """Whatever network a seed draws: what `compress` says of it is so, and what is saved is what is loaded."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from formulations import InfeasibleBudgetError
 from qcompress import Result, compress, load_compressed, low_rank, mean_loss, prune_quantize, save_compressed
+from qcompress.errors import ModelError
 from qcompress.options import Options
 from tests.odd_networks import odd_network
 
@@ -47,6 +49,11 @@ def check(seed: int, folder: Path) -> None:
         if "no calibration input" not in str(error):
             pytest.fail(f"{what}: {error}")
         result = compressed(error.problem.minimum_usage()["bytes"])
+    except ModelError as error:  # a layer that divides by the norm of a row, and an option that makes the row zero
+        named = re.search(r"the loss with 'blocks\.\d\.one.*' at '.*' is not finite", str(error))
+        if named is None or "own" not in odd.blocks:
+            pytest.fail(f"{what}: {error}")
+        return
     report = result.report
     assert report.usage["bytes"] <= report.budgets["bytes"], what
     measured = mean_loss(odd_network(seed).model, result.model, odd.data, loss=odd.loss)
@@ -65,7 +72,7 @@ def check(seed: int, folder: Path) -> None:
     assert any(candidate.name == report.chosen for candidate in report.candidates) or not report.candidates, what
 
 
-@pytest.mark.parametrize("seed", range(FEW))
+@pytest.mark.parametrize("seed", [*range(FEW), 1456, 1693])
 def test_what_compress_says_of_odd_networks_is_so(seed: int, tmp_path: Path) -> None:
     check(seed, tmp_path)
 

@@ -65,6 +65,7 @@ def accumulate(
 
     Raises:
         DataError: there is no sample, or a loss is not finite.
+        ModelError: the loss of an option is not finite; the message names the option.
     """
     transforms = [[transform.to_json() for transform in options] for options in candidates.transforms]
     key = hashlib.sha256(json.dumps([*settings, transforms]).encode()).hexdigest()
@@ -105,9 +106,16 @@ def accumulate(
             in_order.close()
     if sums.num_samples == 0:
         raise DataError("the calibration data holds no sample")
-    if not (np.isfinite(sums.cost).all() and np.isfinite(sums.second).all()):
-        raise DataError("the measured loss increases are not finite; check the weights and the calibration data")
+    _require_finite(sums, candidates)
     return sums
+
+
+def _require_finite(sums: Sums, candidates: Candidates) -> None:
+    if len(wrong := np.flatnonzero(~np.isfinite(sums.cost))):
+        part = int(np.searchsorted(candidates.offsets, wrong[0], side="right")) - 1
+        raise candidates.not_finite(part, int(wrong[0] - candidates.offsets[part]))
+    if not np.isfinite(sums.second).all():
+        raise DataError("the measured loss increases are not finite; check the weights and the calibration data")
 
 
 def _in_order(

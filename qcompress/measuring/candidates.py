@@ -118,6 +118,11 @@ class Candidates:
         """Number of options of all parts, V."""
         return int(self.offsets[-1])
 
+    def not_finite(self, part: int, option: int) -> ModelError:
+        """Return the error that names an option whose loss is NaN or infinite."""
+        name, label = self.parts[part].name, self.transforms[part][option].label
+        return ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
+
     def change(self, part: int, option: int) -> Tensor:
         """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""
         rows = self.parts[part].weight(self._model)

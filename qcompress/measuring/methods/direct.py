@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.errors import ModelError
+from qcompress.errors import ModelError, NotFiniteError
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import MAX_NUMBERS, Effects, curvature_points, exact_effects, softened_costs
 from qcompress.measuring.methods.replay import RecordedCalls
@@ -85,12 +85,14 @@ class Direct:
         for option in range(len(candidates.transforms[part])):
             if option == candidates.standing[part]:
                 continue
-            with candidates.applied(part, option):
-                output = self._output(part, batch, point)
+            try:
+                with candidates.applied(part, option):
+                    output = self._output(part, batch, point)
+            except NotFiniteError:
+                raise candidates.not_finite(part, option) from None
             rises = (self.loss.rise(output, goal, batch) - standing).double().cpu().numpy()
             if not np.isfinite(rises).all():
-                name, label = candidates.parts[part].name, candidates.transforms[part][option].label
-                raise ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
+                raise candidates.not_finite(part, option)
             yield int(candidates.offsets[part]) + option, rises, output - point
 
     def _output(self, part: int, batch: Any, point: Tensor) -> Tensor:
