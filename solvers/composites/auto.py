@@ -250,8 +250,10 @@ class _Turns:
             solver.run(self.problem, search)
         took = search.elapsed() - begun
         better = _rise(search.objective, before)
-        stopped = {name: search.details[name] for name in ("stopped",) if name in search.details}
-        search.details["turns"].append({"solver": solver.name, "seconds": took, "better": better > 0, **stopped})
+        turn = {"solver": solver.name, "seconds": took, "better": better > 0}
+        if "stopped" in search.details:
+            turn["stopped"] = search.details["stopped"]
+        search.details["turns"].append(turn)
         return (better + _rise(bound, search.bound)) / max(took, 1e-6)
 
 

@@ -15,7 +15,7 @@ from solvers.heuristic.lagrangian import begin, certify, open_part
 from solvers.kernels.local_search import polish
 
 TIGHT = 0.01
-"""Relative gap up to which branch and bound starts at once: it then ends before a semidefinite bound would."""
+"""Relative gap up to which branch and bound starts at once, since it then often ends before a semidefinite bound."""
 
 
 class Exact(Solver):

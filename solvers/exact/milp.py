@@ -38,7 +38,7 @@ processes run: about four times as long as it takes when they rest. PuLP makes a
 """
 
 PASSED_ON = 0.5
-"""Fraction of this time that it takes to pass PuLP's model on to the solver, again after every cut."""
+"""Time to pass PuLP's model on to the solver, which is done again after every cut, as a fraction of the above."""
 
 GRACE_S = 0.2
 """Time in seconds that CBC may overrun before it is asked to stop, and after that before it is killed."""
