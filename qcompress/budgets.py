@@ -133,13 +133,16 @@ def _require_mapping(budget: object) -> None:
         raise OptionsError(f"budgets are a mapping such as {{'bytes': '15%'}}, found {budget!r}")
 
 
-def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict[str, Amount], float | None]:
-    """Split the budgets into those of resources and the limit on the loss.
+def split_loss(
+    budget: Mapping[str, Amount], minimize: str | None, measured: str = "kl"
+) -> tuple[dict[str, Amount], float | None]:
+    """Split the budgets into those of resources and the limit on the loss ``measured``.
 
     The resource to minimize gets a budget of 100 % of the original.
 
     Raises:
-        OptionsError: there is a limit on the loss but no resource to minimize, or the other way round.
+        OptionsError: there is a limit on the loss but no resource to minimize, or the other way round; or the limit has
+            a unit that this loss does not have.
 
     >>> split_loss({"loss": 0.02, "macs": "50%"}, "bytes")
     ({'bytes': '100%', 'macs': '50%'}, 0.02)
@@ -159,6 +162,10 @@ def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict
     limit = parse(LOSS, budget[LOSS])
     if limit.is_share:
         raise OptionsError(f"the budget for the loss must be {_wanted(LOSS)}, found a share, {limit.value:g}")
+    if isinstance(asked := budget[LOSS], str) and "nats" in asked and not measured.startswith("kl"):
+        raise OptionsError(
+            f"only the loss 'kl' is in nats, and {measured!r} is measured: give a number, {limit.value:g}"
+        )
     return {minimize: "100%", **others}, limit.value
 
 

@@ -238,7 +238,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     calibration = Calibration(
         model=given.model, data=given.data, forward=given.forward, loss=as_loss(given.loss), seed=given.seed
     )
-    budget, loss_limit = split_loss(given.budget, given.minimize)
+    budget, loss_limit = split_loss(given.budget, given.minimize, calibration.loss.name)
     known = [*KNOWN, *(() if given.measurement is None else given.measurement.resources)]
     require_known(budget, dict.fromkeys(known))
     steps.require_for_channels(given)

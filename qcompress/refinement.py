@@ -32,7 +32,7 @@ from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
-from qcompress.scalars import as_whole
+from qcompress.scalars import as_cache_file, as_whole
 from solvers import SolverLike, solve
 from solvers.run import as_solver
 from solvers.validation import require_problem
@@ -162,13 +162,13 @@ def refine(
     """
     require_in_memory(model, "refine", "load its folder with transformers' from_pretrained")
     rounds, start = as_whole(rounds, "rounds", least=1), np.asarray(choice, dtype=np.int64)
+    file, key = as_cache_file(cache), ""
     solver, measured = as_solver(solver), loss_of(measurement, loss)
     require_weights_alone(measurement)
     require_problem(problem, "refine")
     solver.require_kind(pairs=bool(problem.pairs), paired_budgets=tuple(problem.paired_budgets))
     true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
     calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)
-    file, key = (None, "") if cache is None else (Path(cache), "")
     if file is not None:
         solved_by = [problem.fingerprint(), start, solver.name, solver, time_limit, seed, measurement.method]
         key = identify([solved_by, calibration.identities()]).digest

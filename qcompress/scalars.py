@@ -3,12 +3,14 @@
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from qcompress.errors import OptionsError
+from formulations.files import AnyPath, missing_folder
+from qcompress.errors import DataError, OptionsError
 
 PATHS = ("cache", "folder", "output")
 """Keyword arguments that are paths."""
@@ -72,6 +74,25 @@ def require_kinds(named: Mapping[str, Any]) -> None:
             raise OptionsError(f"{name} must be a function to call, found {value!r}")
         if name in PATHS and value is not None and not isinstance(value, (str, os.PathLike)):
             raise OptionsError(f"{name} must be a path, found {value!r}")
+
+
+def as_cache_file(cache: AnyPath | None) -> Path | None:
+    """Return the path of a file from which an interrupted call resumes; None for no such file.
+
+    Raises:
+        DataError: the path is that of a folder, or in a folder that does not exist.
+
+    >>> as_cache_file("sums.npz").name
+    'sums.npz'
+    """
+    if cache is None:
+        return None
+    file = Path(cache)
+    if file.is_dir():
+        raise DataError(f"the cache of a model in memory is a file, and {str(cache)!r} is a folder: name another path")
+    if (folder := missing_folder(file)) is not None:
+        raise DataError(f"there is no folder {str(folder)!r} for the cache {file.name}")
+    return file
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from formulations.files import AnyPath
-from qcompress.errors import DataError, OptionsError
+from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.accumulation import accumulate
 from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
@@ -40,6 +40,7 @@ from qcompress.model.steady import steady
 from qcompress.model.tensors import total_bytes
 from qcompress.model.weights import layer_names
 from qcompress.options import Options
+from qcompress.scalars import as_cache_file
 from qcompress.transforms.base import Ranges
 
 METHODS = ("fisher", "direct", "sampled")
@@ -126,8 +127,8 @@ def measure(
     stop = Stop.of(precision, time_limit, method, by_block=opened_of(model) is not None)
     offered = Offered.of(options, skip=skip, only=only)
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed, original=original)
-    if cache is not None and Path(cache).is_dir() and opened_of(model) is None:
-        raise DataError(f"the cache of a model in memory is a file, and {cache} is a folder: choose another path")
+    if opened_of(model) is None:
+        as_cache_file(cache)
     with padding_named(data):
         if offers_channels(offered):
             if opened_of(model) is not None or memory is not None or granularity != "layer":

@@ -29,6 +29,7 @@ from qcompress.model.losses import Loss, LossFunction, as_loss, is_named
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.model.steady import steady
+from qcompress.scalars import as_cache_file
 
 
 @outside_modes
@@ -75,14 +76,14 @@ def remeasure(
     ((1, 2), [0.0, 0.0])
     """
     require_in_memory(model, "remeasure", "load its folder with transformers' from_pretrained")
-    measured = loss_of(measurement, loss)
+    measured, file = loss_of(measurement, loss), as_cache_file(cache)
     require_weights_alone(measurement)
     calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)
     emulation = Emulation(model, measurement)
     emulation.put(choice)
     run = steady(forward, measurement.seed)
     standing_loss = mean_loss(model, emulation.model, data, loss=measured, forward=run)
-    return measured_at(calibration, measurement, emulation, standing_loss, cache, on_progress, checked_jobs(jobs))
+    return measured_at(calibration, measurement, emulation, standing_loss, file, on_progress, checked_jobs(jobs))
 
 
 def measured_at(

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from numbers import Real
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -39,7 +38,7 @@ from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.model.steady import kept_state
-from qcompress.scalars import plain
+from qcompress.scalars import as_cache_file, plain
 from qcompress.training.checkpoint import Checkpoint, Standing
 from qcompress.training.optimiser import WideAdam
 from qcompress.training.straight_through import Trained
@@ -118,7 +117,7 @@ def finetune(
 
     Raises:
         OptionsError: there are no steps, the loss needs a teacher but there is none, or a number is outside its range.
-        DataError: there is no batch, or the cache belongs to another training.
+        DataError: there is no batch, or the cache is no place for a file or belongs to another training.
         ModelError: the weights of the model are packed.
 
     >>> from qcompress import compress, mean_loss, prune_quantize
@@ -131,7 +130,7 @@ def finetune(
     True
     """
     require_training(steps, learning_rate, patience)
-    learning_rate, patience = plain(learning_rate), plain(patience)
+    learning_rate, patience, place = plain(learning_rate), plain(patience), as_cache_file(cache)
     require_in_memory(model, "finetune", "load its folder with transformers' from_pretrained")
     if is_packed(model):
         raise ModelError(
@@ -151,9 +150,9 @@ def finetune(
     objective = _Objective(calibration, student, teacher, penalty, looked_at)
     schedule = _Schedule(steps=steps, learning_rate=learning_rate, patience=patience)
     file = None
-    if cache is not None:
+    if place is not None:
         settings = [steps, learning_rate, patience, penalty]
-        file = Checkpoint(Path(cache), _key(settings, calibration, teacher, looked_at), student)
+        file = Checkpoint(place, _key(settings, calibration, teacher, looked_at), student)
     with forwards.recurrent_gradients(student):
         _train(objective, schedule, file, on_progress)
     return student
