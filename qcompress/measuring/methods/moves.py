@@ -37,7 +37,8 @@ class Moves:
         tolerance: relative difference of predicted and actual change that is tolerated in a layer that is moved alone.
         weights: index of a layer → its weight.
         changes: index of a layer → its move.
-        predicted: index of a layer → ``(samples, probes)`` products of the probes with the predicted change.
+        predicted: index of a layer → ``(samples, probes)`` products of the probes with the predicted change, as
+            float64: the square of a small float32 number is 0.
     """
 
     run: Callable[[], Tensor]
@@ -60,7 +61,7 @@ class Moves:
         noise = random_numbers(values.shape, values, generator)
         self.weights[index] = weight
         self.changes[index] = noise * (self.step * float(values.float().square().mean().sqrt()))
-        self.predicted[index] = torch.zeros(len(self.point), len(self.probes))
+        self.predicted[index] = torch.zeros(len(self.point), len(self.probes), dtype=torch.float64)
         return self.changes[index]
 
     def silent(self) -> list[int]:
@@ -114,7 +115,7 @@ class Moves:
         eps = 8 * torch.finfo(self.point.dtype).eps
         sizes = [_by_sample(probe * self.point).norm(dim=1) for probe in self.probes]
         noise: Tensor = eps * torch.stack(sizes, dim=1).norm(dim=1)
-        return noise.cpu().float()
+        return noise.cpu().double()
 
     @torch.no_grad()
     def _follow(self, layers: list[int], share: float, tolerance: float) -> bool:
@@ -130,7 +131,7 @@ class Moves:
         if output.shape != self.point.shape:
             return False
         moved = output - self.point
-        actual = torch.stack([_by_sample(probe * moved).sum(1) for probe in self.probes], dim=1).cpu().float()
+        actual = torch.stack([_by_sample(probe * moved).sum(1) for probe in self.probes], dim=1).cpu().double()
         return evidence.follows(share * self._total(layers), actual, self._noise(), tolerance)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,3 +83,39 @@ def test_layers_are_moved_together_where_all_gradients_are_right(nonlinear: Call
     before = model.passes
     measure(model, [batch(0), batch(1), batch(2)], OPTIONS)
     assert model.passes - before < 3 * DEPTH  # a pass for every layer and batch would be more
+
+
+class Gated(nn.Module):
+    """The share of a layer in the outputs is so small that its square is 0 in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.faint, self.c = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.tanh(self.a(x)) + 1e-30 * torch.tanh(self.faint(x)))
+
+
+def fading() -> nn.Module:
+    """The outputs hardly depend on their inputs."""
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()) for _ in range(2)]
+    for block in blocks:
+        nn.init.zeros_(block[0].bias)
+        block[0].weight.data.mul_(1e-16)
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "faint"), [(Gated, (16, 8), ("faint",)), (fading, (4, 6, 5, 5), ("0.0", "1.0", "4"))]
+)
+def test_a_layer_whose_effect_underflows_has_no_cost(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], faint: tuple[str, ...]
+) -> None:
+    data = [torch.randn(shape, generator=torch.Generator().manual_seed(0))]
+    measurement = measure(make(), data, prune_quantize(bits=(2, 8), sparsity=(0,)))
+    names = [part.name for part in measurement.parts]
+    costs = dict(zip(names, np.split(measurement.cost, len(names)), strict=True))
+    assert all(np.abs(costs[name]).max() < 1e-12 for name in faint)
+    assert measurement.tried == {}
