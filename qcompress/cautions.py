@@ -66,6 +66,12 @@ def of_split(split: Split, *, given: bool) -> Iterator[str]:
             "the given measurement may have used the held-out samples; give validation= with batches that it did not "
             "use"
         )
+    if split.unit == "samples" and split.num_kept and not 0.5 <= split.num_kept / split.num_wanted < 1.75:
+        yield (
+            f"{split.num_kept} of {split.num_samples} samples were held out instead of {split.num_wanted}, as equal "
+            "samples are held out together or not at all: give fewer copies and more different samples, or validation= "
+            "with other batches of the same kind (--validation)"
+        )
     if split.unit == "batches" and split.num_kept:
         yield (
             f"whole batches were held out, {split.num_kept} of {split.num_samples}, as single samples cannot be: "

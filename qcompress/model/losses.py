@@ -86,6 +86,10 @@ class Loss(ABC):
         """``(samples, positions)`` float64, averaging to `rise` over positions; one position if outputs have none."""
         return self.rise(output, reference, batch)[:, None]
 
+    def by_sample(self, output: Tensor, batch: Any) -> Tensor:
+        """``(samples,)`` losses of outputs of zero, none of which must depend on the rest of its batch."""
+        return self.rise(torch.zeros_like(output), output, batch)
+
     @abstractmethod
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
         """Product form of H at the outputs ``point`` ``(samples, …)``: changes ``(V, samples, …)`` → ``(V, …)``."""
@@ -286,6 +290,10 @@ class CallableLoss(Loss):
                 f"loss(output, batch) must return one number per sample: expected ({len(output)},), found {actual}"
             )
         return values
+
+    def by_sample(self, output: Tensor, batch: Any) -> Tensor:
+        """The function's values."""
+        return self.values(output, batch)
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
         """Difference of the function's values."""

@@ -2,17 +2,18 @@
 
 The held-out samples are those with the smallest digests of their content. This does not depend on the order, so a
 shuffling loader gives the same ones on every pass, without keeping the others in memory. Equal samples stay together,
-so that no copy of a fitted sample is held out.
+so that no copy of a fitted sample is held out; those that would be too many are passed over.
 
 The rows of a batch that belong to one sample are verified: the tensors with as many rows as the output has samples are
-split, and the model must give the same outputs for some of the samples alone as in the whole batch; for one batch of
-each size that is cut, both of its parts are tried as well. If the outputs differ (rows are positions, samples depend on
-each other, the batch size matters), whole batches are held out, from a list of at least `MIN_SAMPLES`. If that is not
-possible either, the reason is reported.
+split, and the model must give the same outputs, and the loss the same values, for some of the samples alone as in the
+whole batch; for one batch of each size that is cut, both of its parts are tried as well. If they differ (rows are
+positions, samples depend on each other, the batch size matters, the loss reads something else that is as long), whole
+batches are held out, from a list of at least `MIN_SAMPLES`. If that is not possible either, the reason is reported.
 """
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.model import forward as forwards
+from qcompress.model.losses import Loss
 from qcompress.model.opened import opened_of
 from qcompress.model.steady import Steady, steady
 
@@ -59,14 +61,22 @@ class Split:
     unit: str = "samples"
     why_not: str = ""
 
+    @property
+    def num_wanted(self) -> int:
+        """Number of samples that would be held out if no two were equal."""
+        return _num_kept(self.num_samples)
 
-def split_samples(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None) -> Split:
+
+def split_samples(
+    model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None, loss: Loss | None = None
+) -> Split:
     """Hold out `SHARE` of the samples of ``data`` (at most `MAX_KEPT`), if there are at least `MIN_SAMPLES`.
 
     Args:
         model: model that is run on the first batch, in evaluation mode, to see which dimensions count samples.
         data: re-iterable batches.
         forward: how to run a batch, if `qcompress.model.forward.default_forward` does not fit.
+        loss: loss that must not depend on which samples are in a batch, if it reads the batch.
 
     >>> data = [torch.arange(24.0).view(12, 2), torch.arange(24.0, 40.0).view(8, 2)]
     >>> split = split_samples(nn.Linear(2, 3), data)
@@ -75,7 +85,8 @@ def split_samples(model: nn.Module, data: Iterable[Any], forward: forwards.Forwa
     """
     try:
         batch = forwards.first_batch(forwards.checked_data(data))
-        cut = _cut_of(model, batch, forward) if opened_of(model) is None else _rows_of(batch)
+        alone = None if opened_of(model) is not None else _Alone(model, steady(forward), loss)
+        cut = _rows_of(batch) if alone is None else _cut_of(batch, alone)
         digests = [digest for batch in data for digest in cut.digests(batch)]
         if len(digests) < MIN_SAMPLES:
             return Split(
@@ -83,18 +94,18 @@ def split_samples(model: nn.Module, data: Iterable[Any], forward: forwards.Forwa
                 num_samples=len(digests),
                 why_not=f"{len(digests)} samples are too few to hold some out (at least {MIN_SAMPLES} are needed)",
             )
-        limit = sorted(digests)[_num_kept(len(digests)) - 1]
-        kept = tuple(part for batch in data if (part := cut.take(batch, _within(cut, batch, limit))) is not None)
-        rest = _Rest(data, cut, limit)
-        num_kept = sum(digest <= limit for digest in digests)
+        held = _to_hold_out(digests)
+        if not held:
+            return Split(calibration=data, num_samples=len(digests), why_not=_all_copies(digests, "samples"))
+        kept = tuple(part for batch in data if (part := cut.take(batch, _within(cut, batch, held))) is not None)
+        num_kept = sum(digest in held for digest in digests)
         if sum(len(cut.digests(batch)) for batch in kept) != num_kept:
             raise _UnclearError("the data differs from pass to pass (random crops, for example)")
-        if num_kept == len(digests):
-            raise _UnclearError("all samples are equal")
-        if opened_of(model) is None:
-            _require_same_in_parts(model, data, cut, limit, forward)
+        if alone is not None:
+            _require_same_in_parts(data, cut, held, alone)
     except _UnclearError as unclear:
         return _whole_batches(data, str(unclear))
+    rest = _Rest(data, cut, held)
     calibration = list(rest) if isinstance(data, Sequence) else rest
     return Split(calibration=calibration, kept=kept, num_kept=num_kept, num_samples=len(digests))
 
@@ -103,16 +114,43 @@ def _num_kept(num_samples: int) -> int:
     return min(math.ceil(SHARE * num_samples), MAX_KEPT)
 
 
+def _to_hold_out(digests: Sequence[bytes]) -> frozenset[bytes]:
+    """Return digests whose samples are held out, with their copies: about `SHARE` of all, and no more than half.
+
+    The result is empty if each is that of too many copies.
+    """
+    counts, total, held = Counter(digests), 0, set()
+    wanted, most = _num_kept(len(digests)), min(len(digests) // 2, MAX_KEPT)
+    for digest in sorted(counts):
+        if total + counts[digest] <= wanted:
+            held.add(digest)
+            total += counts[digest]
+    others = [(count, digest) for digest, count in counts.items() if digest not in held]
+    if others and total < wanted:
+        count, digest = min(others)
+        if total + count <= most and (not held or total + count - wanted < wanted - total):
+            held.add(digest)
+    return frozenset(held)
+
+
+def _all_copies(digests: Sequence[bytes], unit: str) -> str:
+    """Say why none of these can be held out."""
+    different = len(set(digests))
+    if different == 1:
+        return f"all {unit} are equal"
+    return f"the {len(digests)} {unit} are copies of {different}, and those of one of them are too many to hold out"
+
+
 def _whole_batches(data: Iterable[Any], why_not: str) -> Split:
     """Hold out whole batches of a list."""
     if not isinstance(data, Sequence) or len(data) < MIN_SAMPLES:
         return Split(calibration=data, why_not=why_not)
     digests = [_digest(_leaves(batch)) for batch in data]
-    limit = sorted(digests)[_num_kept(len(digests)) - 1]
-    kept = [batch for batch, digest in zip(data, digests, strict=True) if digest <= limit]
-    rest = [batch for batch, digest in zip(data, digests, strict=True) if digest > limit]
-    if not rest:
-        return Split(calibration=data, why_not=f"{why_not}; all batches are equal")
+    held = _to_hold_out(digests)
+    if not held:
+        return Split(calibration=data, why_not=f"{why_not}; {_all_copies(digests, 'batches')}")
+    kept = [batch for batch, digest in zip(data, digests, strict=True) if digest in held]
+    rest = [batch for batch, digest in zip(data, digests, strict=True) if digest not in held]
     return Split(
         calibration=rest,
         kept=tuple(kept),
@@ -166,78 +204,94 @@ class _Rest:
 
     data: Iterable[Any]
     cut: _Cut
-    limit: bytes
+    held: frozenset[bytes]
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.data:
-            rest = self.cut.take(batch, [not inside for inside in _within(self.cut, batch, self.limit)])
+            rest = self.cut.take(batch, [not inside for inside in _within(self.cut, batch, self.held)])
             if rest is not None:
                 yield rest
 
 
-def _within(cut: _Cut, batch: Any, limit: bytes) -> list[bool]:
-    return [digest <= limit for digest in cut.digests(batch)]
+def _within(cut: _Cut, batch: Any, held: frozenset[bytes]) -> list[bool]:
+    return [digest in held for digest in cut.digests(batch)]
 
 
-def _cut_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> _Cut:
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """The check that a model, and a loss if there is one, treat samples alone as within their batch."""
+
+    model: nn.Module
+    run: Steady
+    loss: Loss | None
+
+    def require_same(self, batch: Any, cut: _Cut, chosen: Sequence[bool], whole: Tensor) -> None:
+        """Compare the outputs and losses of the chosen samples alone with theirs in a batch with the outputs ``whole``.
+
+        Raises:
+            _UnclearError: they differ, or the model or the loss does not accept a part of a batch.
+        """
+        part, mask = cut.take(batch, chosen), torch.tensor(chosen, device=whole.device)
+        try:
+            output = forwards.run(self.model, part, self.run)
+        except Exception as error:  # a model may raise anything for a batch size that it does not accept
+            raise _UnclearError(f"the model does not accept a part of a batch: {error}") from error
+        if not same_outputs(self.model, output, whole[mask]):
+            raise _UnclearError(
+                f"the model gives other outputs for some samples alone than within their batch "
+                f"({self._why(batch, whole)})"
+            )
+        if self.loss is not None and not same_losses(self.model, self.loss, (part, output), (batch, whole), mask):
+            raise _UnclearError(
+                "the loss gives other values for some samples alone than within their batch: what it reads of a batch "
+                "is not one row per sample, or it compares samples with each other"
+            )
+
+    def _why(self, batch: Any, whole: Tensor) -> str:
+        """Say why outputs of some samples alone may differ."""
+        if not same_outputs(self.model, forwards.run(self.model, batch, self.run.reseeded()), whole):
+            return "it draws random numbers, which differ with the number of samples"
+        why = "its rows are not samples, or samples depend on each other"
+        if self.run.moved:
+            why += f", perhaps through {', '.join(sorted(self.run.moved)[:3])}, which it changes while it runs"
+        return why
+
+
+def _cut_of(batch: Any, alone: _Alone) -> _Cut:
     """Determine which tensors to split, and verify it on the model.
 
     Raises:
         _UnclearError: no tensor has as many rows as the output has samples, or samples depend on each other.
     """
-    run = steady(forward)
-    with forwards.evaluating(model), torch.no_grad():
-        whole = forwards.run(model, batch, run)
+    with forwards.evaluating(alone.model), torch.no_grad():
+        whole = forwards.run(alone.model, batch, alone.run)
         count = len(whole)
         cut = _Cut(frozenset(path for path, value in _leaves(batch) if _can_be_cut(value) and len(value) == count))
         if not cut.paths:
             raise _UnclearError(f"no tensor of the first batch has as many rows as the output has samples ({count})")
         if count > 1:  # a batch of one sample cannot be split
-            _require_same_alone(model, batch, cut, [index % 2 == 1 for index in range(count)], whole, run)
+            alone.require_same(batch, cut, [index % 2 == 1 for index in range(count)], whole)
     return cut
 
 
-def _require_same_in_parts(
-    model: nn.Module, data: Iterable[Any], cut: _Cut, limit: bytes, forward: forwards.Forward | None
-) -> None:
-    """Compare the outputs of both parts with the whole batch, for one batch of every size that is cut in two.
+def _require_same_in_parts(data: Iterable[Any], cut: _Cut, held: frozenset[bytes], alone: _Alone) -> None:
+    """Compare both parts with the whole batch, for one batch of every size that is cut in two.
 
     Raises:
         _UnclearError: they differ.
     """
-    run, seen = steady(forward), set()
-    with forwards.evaluating(model), torch.no_grad():
+    seen = set()
+    with forwards.evaluating(alone.model), torch.no_grad():
         for number, batch in enumerate(data, 1):
-            held_out = _within(cut, batch, limit)
+            held_out = _within(cut, batch, held)
             sizes = len(held_out), sum(held_out)
             if sizes in seen or sizes[1] in (0, sizes[0]):
                 continue
             seen.add(sizes)
             with forwards.first_pass(batch, f"batch {number} of the data"):
-                whole = forwards.run(model, batch, run)
+                whole = forwards.run(alone.model, batch, alone.run)
             for chosen in (held_out, [not inside for inside in held_out]):
-                _require_same_alone(model, batch, cut, chosen, whole, run)
-
-
-def _require_same_alone(
-    model: nn.Module, batch: Any, cut: _Cut, chosen: Sequence[bool], whole: Tensor, run: Steady
-) -> None:
-    """Compare the outputs of the chosen samples alone with theirs in the outputs of the ``whole`` batch.
-
-    Raises:
-        _UnclearError: they differ, or the model does not accept a part of a batch.
-    """
-    try:
-        part = forwards.run(model, cut.take(batch, chosen), run)
-    except Exception as error:  # a model may raise anything for a batch size that it does not accept
-        raise _UnclearError(f"the model does not accept a part of a batch: {error}") from error
-    if not same_outputs(model, part, whole[torch.tensor(chosen, device=whole.device)]):
-        why = "its rows are not samples, or samples depend on each other"
-        if not same_outputs(model, forwards.run(model, batch, run.reseeded()), whole):
-            why = "it draws random numbers, which differ with the number of samples"
-        elif run.moved:
-            why += f", perhaps through {', '.join(sorted(run.moved)[:3])}, which it changes while it runs"
-        raise _UnclearError(f"the model gives other outputs for some samples alone than within their batch ({why})")
+                alone.require_same(batch, cut, chosen, whole)
 
 
 def _rows_of(batch: Any) -> _Cut:
@@ -267,6 +321,29 @@ def same_outputs(model: nn.Module, actual: Tensor, expected: Tensor) -> bool:
     )
     far = max(SAME_OUTPUT, 16 * coarsest) * torch.where(finite, expected, 0.0).abs().max()
     return bool(((actual - expected)[finite].abs() <= far).all())
+
+
+def same_losses(
+    model: nn.Module, loss: Loss, part: tuple[Any, Tensor], whole: tuple[Any, Tensor], chosen: Tensor | slice
+) -> bool:
+    """Whether samples alone have the same losses as within their batch.
+
+    Args:
+        model: the model, for the precision of its outputs.
+        loss: the loss.
+        part: some samples of a batch and their outputs.
+        whole: the batch and its outputs.
+        chosen: which rows of the outputs of the whole batch are those of the part.
+
+    Returns:
+        False also if the loss does not accept a part of the batch.
+    """
+    expected = loss.by_sample(whole[1], whole[0])[chosen]
+    try:
+        actual = loss.by_sample(part[1], part[0])
+    except Exception:  # the caller's code may raise anything for a part of what it needs
+        return False
+    return same_outputs(model, actual, expected)
 
 
 def _leaves(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:

@@ -43,7 +43,7 @@ def kept_aside(request: Request, run: RunFolder) -> Request:
     """Hold out samples if the guard needs them and no validation data was given."""
     calibration, split, kept = request.calibration, request.split, request.kept
     if request.guard and kept == ():
-        split = split_samples(request.copied, request.data, calibration.forward)
+        split = split_samples(request.copied, request.data, calibration.forward, calibration.loss)
         kept = split.kept
     calibration = replace(calibration, data=split.calibration)
     identities: dict[str, Identity] = {}

@@ -1,7 +1,7 @@
 """Held-out samples are never among those that something is fitted to, however the data comes."""
 
 import itertools
-from collections import UserDict, namedtuple
+from collections import Counter, UserDict, namedtuple
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from qcompress import compress, prune_quantize
+from qcompress.cautions import of_split
+from qcompress.model.losses import as_loss
 from qcompress.model.samples import MAX_KEPT, MIN_SAMPLES, Split, split_samples
 
 
@@ -220,6 +223,102 @@ def test_equal_samples_are_told() -> None:
     split: Split = split_samples(linear(), [torch.ones(8, 3)])
     assert split.kept == ()
     assert "all samples are equal" in split.why_not
+
+
+@given(counts=st.lists(st.integers(1, 60), min_size=2, max_size=12))
+def test_equal_samples_take_no_more_than_half_and_as_near_a_quarter_as_they_allow(counts: list[int]) -> None:
+    different = numbered(len(counts))
+    batch = different.repeat_interleave(torch.tensor(counts), dim=0)
+    if len(batch) < MIN_SAMPLES:
+        return
+    split = split_samples(linear(), [batch])
+    kept, rest = Counter(rows(split.kept)), Counter(rows(split.calibration))
+    assert not kept & rest
+    assert kept + rest == Counter(rows([batch]))
+    assert 1 <= split.num_kept == kept.total() <= len(batch) / 2
+    missing = split.num_wanted - split.num_kept
+    assert all(
+        abs(missing) <= abs(missing - count) or split.num_kept + count > len(batch) / 2 for count in rest.values()
+    )
+
+
+def test_a_sample_that_fills_most_of_the_data_leaves_the_others_to_measure_on() -> None:
+    batch = numbered(64)
+    batch[20:] = 7.0
+    split = split_samples(linear(), [batch])
+    assert (split.num_kept, split.num_wanted) == (16, 16)
+
+
+def test_a_share_far_from_a_quarter_is_told_in_the_report() -> None:
+    network = nn.Sequential(linear(), nn.Tanh(), nn.Linear(2, 3))
+    half = numbered(2).repeat(16, 1) / 8
+    (warning,) = of_split(split_samples(network, [half]), given=False)
+    assert "16 of 32 samples were held out instead of 8, as equal samples are held out together" in warning
+    assert not list(of_split(split_samples(network, [numbered(32)]), given=False))
+
+
+def test_samples_of_a_few_kinds_of_which_each_is_too_frequent_are_told() -> None:
+    batch = numbered(2).repeat(MAX_KEPT + 1, 1)
+    split = split_samples(linear(), [batch])
+    assert split.kept == ()
+    assert f"the {len(batch)} samples are copies of 2" in split.why_not
+
+
+def test_copies_in_batches_of_other_sizes_are_not_held_out_beside_them() -> None:
+    split = split_samples(linear(), [torch.ones(size, 3) for size in (8, 4, 6, 2)])
+    assert split.kept == ()
+
+
+def weights_beside(loss: Callable[[Tensor, Any], Tensor]) -> tuple[Split, Split]:
+    """Batches of four samples with four class weights that only the loss reads, cut without and with the loss."""
+    data = [{"x": rows, "w": torch.tensor([1.0, 2.0, 3.0, 4.0])} for rows in numbered(20).split(4)]
+
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch["x"])
+
+    return split_samples(linear(), data, forward), split_samples(linear(), data, forward, as_loss(loss))
+
+
+def summed(output: Tensor, batch: Any) -> Tensor:
+    return output.square().sum(-1) * batch["w"].sum()
+
+
+def of_classes(output: Tensor, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(output.repeat(1, 2), torch.arange(4), batch["w"], reduction="none")
+
+
+def centred(output: Tensor, batch: Any) -> Tensor:
+    return (output - output.mean(0)).square().sum(-1)
+
+
+@pytest.mark.parametrize("loss", [summed, of_classes, centred])
+def test_what_only_the_loss_reads_is_cut_if_the_loss_is_the_same_for_parts(loss: Callable[..., Tensor]) -> None:
+    without, split = weights_beside(loss)
+    assert (without.unit, split.unit, split.num_kept) == ("samples", "batches", 2)
+    assert "the loss gives other values for some samples alone than within their batch" in split.why_not
+    assert all(len(batch["w"]) == 4 for batch in (*split.kept, *split.calibration))
+
+
+def test_the_report_tells_that_the_loss_depends_on_the_whole_batch() -> None:
+    data = [{"input": rows, "w": torch.tensor([1.0, 2.0, 3.0, 4.0])} for rows in (numbered(20) / 60).split(4)]
+    options = prune_quantize(bits=(2, 8), sparsity=(0,))
+    report = compress(
+        linear(),
+        data,
+        budget={"bytes": 0.9},
+        options=options,
+        loss=summed,
+        forward=lambda model, batch: model(batch["input"]),
+        time_limit=1,
+    ).report
+    assert any(
+        "whole batches were held out, 2 of 5" in warning and "the loss gives" in warning for warning in report.warnings
+    )
+
+
+def test_weights_of_samples_are_cut_with_them() -> None:
+    _, split = weights_beside(lambda output, batch: output.square().sum(-1) * batch["w"])
+    assert (split.unit, split.why_not) == ("samples", "")
 
 
 def test_half_precision_is_cut_as_well() -> None:

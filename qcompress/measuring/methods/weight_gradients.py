@@ -12,10 +12,10 @@ the columns of the pair terms, which are as rough.
 If the decoded options take more memory than the cache has, the pass of every sample decodes all of them;
 `qcompress.measuring.streamed.together` avoids that for models of repeated blocks.
 
-Three assumptions are checked. If samples give other outputs alone than within a batch, a batch counts as one sample. If
-no gradient reaches a weight in a whole batch but the outputs change with it (``no_grad``, ``detach``, rounding, numpy),
-or if the outputs of the first sample, at its real positions, do not follow the gradient (see `gradient_check`), the
-options are evaluated one by one.
+Three assumptions are checked. If samples have other outputs or losses alone than within a batch, a batch counts as one
+sample. If no gradient reaches a weight in a whole batch but the outputs change with it (``no_grad``, ``detach``,
+rounding, numpy), or if the outputs of the first sample, at its real positions, do not follow the gradient (see
+`gradient_check`), the options are evaluated one by one.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ from qcompress.measuring.methods.gradients import Gradients
 from qcompress.model import forward as forwards
 from qcompress.model.batches import as_float32, samples
 from qcompress.model.padding import at_real_positions
-from qcompress.model.samples import same_outputs
+from qcompress.model.samples import same_losses, same_outputs
 from qcompress.model.scores import random_numbers
 
 
@@ -150,7 +150,7 @@ class WeightGradients:
 
     @torch.no_grad()
     def _same_alone(self, batch: Any, each: list[Any]) -> bool:
-        """Whether the first and the last sample of a batch give the same outputs alone as within the batch."""
+        """Whether the first and the last sample of a batch have the same outputs and losses alone as within it."""
         whole = forwards.run(self._model, batch, self._forward)
         rows = len(whole) // len(each)
         if rows * len(each) != len(whole):
@@ -160,7 +160,10 @@ class WeightGradients:
                 alone = forwards.run(self._model, each[index], self._forward)
             except Exception:  # any error of a model that does not accept smaller batches: run whole batches
                 return False
-            if not same_outputs(self._model, alone, whole[index * rows : (index + 1) * rows]):
+            own = slice(index * rows, (index + 1) * rows)
+            if not same_outputs(self._model, alone, whole[own]):
+                return False
+            if not same_losses(self._model, self._loss, (each[index], alone), (batch, whole), own):
                 return False
         return True
 

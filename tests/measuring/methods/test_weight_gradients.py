@@ -208,3 +208,22 @@ def test_rows_that_depend_on_each_other_are_not_taken_apart(factory, shape):
     # a batch is one draw: five relative standard errors of sqrt(2 / 300)
     np.testing.assert_allclose(sampled.cost[changed], direct.cost[changed], rtol=0.41)
     assert sampled.num_samples == direct.num_samples
+
+
+def test_a_loss_that_reads_its_whole_batch_is_that_of_whole_batches():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+    inputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).split(4)
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+    def cost(more: dict[str, torch.Tensor]) -> np.ndarray:
+        return qcompress.measure(
+            model,
+            [{"x": own, "w": weights, **more} for own in inputs],
+            OPTIONS,
+            method="sampled",
+            loss=lambda output, batch: output.square().sum(-1) * batch["w"].sum(),
+            forward=lambda network, batch: network(batch["x"]),
+        ).cost
+
+    np.testing.assert_array_equal(cost({}), cost({"of another length, so that it is not split": torch.ones(3)}))
