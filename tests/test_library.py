@@ -91,6 +91,12 @@ def test_what_is_saved_is_loaded_and_holds(library):
     assert loaded.check("qubo") == []
 
 
+def test_an_option_of_any_number_is_saved_as_it_is(library):
+    library.choices["qubo"] = np.array([0, 70_000])
+    library.save()
+    assert Library(library.folder).choices["qubo"].tolist() == [0, 70_000]
+
+
 @pytest.mark.parametrize(
     ("change", "wrong"),
     [({"best": -1e6}, "its choice costs"), ({"bound": 1e6}, "above the best known")],

@@ -34,7 +34,7 @@ COMPARED = 64
 """Number of earlier states with which a state is compared under several budgets (a lower number keeps more states)."""
 
 
-_Step = tuple[NDArray[np.int32], NDArray[np.int16]]
+_Step = tuple[NDArray[np.int32], NDArray[np.int32]]
 """For each state of a list: its parent state, and the option of the group that it takes."""
 
 
@@ -213,11 +213,11 @@ def _extend(
     down: float,
     up: float,
     cap: float,
-) -> tuple[Floats, Floats, NDArray[np.int32], NDArray[np.int16]]:
+) -> tuple[Floats, Floats, NDArray[np.int32], NDArray[np.int32]]:
     """Decide one more group: return usage, reduced cost, parent and option of all states with a bound below ``cap``."""
     states, options, budgets = len(reduced), len(option_reduced), len(limit)
     new_usage, new_reduced = np.empty((states * options, budgets)), np.empty(states * options)
-    parent, option = np.empty(states * options, np.int32), np.empty(states * options, np.int16)
+    parent, option = np.empty(states * options, np.int32), np.empty(states * options, np.int32)
     count = 0
     for v in range(options):
         for state in range(states):

@@ -160,7 +160,7 @@ class Library:
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = [{**asdict(record), "arguments": dict(record.arguments)} for record in self]
         RECORDS.write_json(self.folder / RECORDS_FILE, {"records": entries})
-        small = {name: choice.astype(np.uint16) for name, choice in self.choices.items()}
+        small = {name: choice.astype(np.min_scalar_type(choice.max())) for name, choice in self.choices.items()}
         CHOICES.write_arrays(self.folder / "choices.npz", {}, small)
 
     def _read(self, record: Record) -> Problem:

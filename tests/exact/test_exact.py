@@ -332,3 +332,17 @@ def test_a_pareto_list_that_would_take_longer_than_the_time_is_not_made(monkeypa
     monkeypatch.setattr("solvers.bounds.pareto_lists.GRACE_S", -1e9)
     found = solve(problem, "dp", time_limit=60)
     assert found.stop_reason is StopReason.TIME_LIMIT
+
+
+@pytest.mark.parametrize("solver", ["dp", "lagrangian"])
+def test_a_group_may_have_more_options_than_two_bytes_number(solver):
+    many, few = 40_000, 60
+    use = [np.arange(many, dtype=float), 37.0 * np.arange(few)]
+    cost = [1.0 - (use[0] / use[0][-1]) ** 2, 0.3 * (1.0 - (use[1] / use[1][-1]) ** 2)]  # far above its convex hull
+    options = [[f"a{i}" for i in range(many)], [f"b{i}" for i in range(few)]]
+    budget = 0.9 * use[0][-1]
+    problem = Problem(["a", "b"], options, np.concatenate(cost), {"bytes": np.concatenate(use)}, {"bytes": budget})
+    least = np.where(use[0][:, None] + use[1] <= budget, cost[0][:, None] + cost[1], np.inf).min()
+    found = solve(problem, solver)
+    assert found.objective == pytest.approx(least, rel=1e-9)
+    assert found.bound <= least * (1 + 1e-9)
