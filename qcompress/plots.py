@@ -68,9 +68,10 @@ def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
 def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float | None = None) -> None:
     """Draw performance profiles (see `solvers.compare.curves.performance_profile`) and write them to ``path`` as PNG.
 
+    A solver that never reached the target has a line at 0 %.
+
     Raises:
         MissingError: matplotlib is not installed.
-        ValueError: no run found a choice, so there is nothing to draw.
 
     >>> import pathlib, tempfile
     >>> from formulations.generators.random_instances import layered_problem
@@ -81,8 +82,6 @@ def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float |
     b'PNG'
     """
     profiles = performance_profile(compared, within=within)
-    if not any(profile.share.any() for profile in profiles):
-        raise ValueError("no run found a choice, so there is nothing to draw")
     figure = _figure()
     axes = figure.add_subplot()
     end = max(2.0, float(profiles[0].ratio[-1]) * 1.2)

@@ -28,3 +28,16 @@ class UnsupportedProblemError(SolverError, ValueError):
 
 class SolverUnavailableError(SolverError, ImportError):
     """A package that the solver needs is missing."""
+
+
+def described(error: BaseException) -> str:
+    """Return an error's type and text; external code may raise one whose text cannot be made or encoded.
+
+    >>> described(ValueError("no number"))
+    'ValueError: no number'
+    """
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception as another:  # whatever __str__ raises
+        text = f"{type(error).__name__} (its text raises {type(another).__name__})"
+    return text.encode(errors="backslashreplace").decode()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations import Evaluation, Problem
-from solvers.errors import SolverError
+from solvers.errors import SolverError, described
 from solvers.solution import Solution, Status, StopReason, TracePoint, relative_gap
 
 PROOF_TOLERANCE = 1e-9
@@ -154,7 +154,7 @@ class Search:
         Raises:
             SolverError: no choice was found before the error.
         """
-        message = f"{type(error).__name__}: {error}"
+        message = described(error)
         if self.choice is None:
             raise SolverError(f"solver {self.solver!r} failed before it found a choice: {message}") from error
         self.details["error"] = message

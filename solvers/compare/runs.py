@@ -5,6 +5,7 @@ comparison resumes. Results and tables are in `solvers.compare.tables` and `solv
 `solvers.compare.curves`.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from solvers.compare.rows import ComparisonRow
 from solvers.compare.suite import SUITE_KIND, Suite, SuiteRow
 from solvers.compare.tables import FILE_KIND, TARGET, Comparison
 from solvers.compare.time_to_target import TimeToTarget, time_to_target
-from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
+from solvers.errors import InvalidOptionError, SolverError, SolverUnavailableError, UnsupportedProblemError, described
 from solvers.journal import Journal, run_key
 from solvers.processes import Lost, in_processes
 from solvers.provenance import machine, processor_s, versions
@@ -302,13 +303,26 @@ def _solve(task: _Task) -> Solution:
     begun, processor_begun = time.perf_counter(), processor_s()
     try:
         solution = solve(task.problem, task.solver, time_limit=task.time_limit, seed=task.seed)
+        _require_storable(solution)
     except InfeasibleBudgetError as error:
         why, wall_s = {"infeasible": str(error)}, time.perf_counter() - begun
         solution = _without_choice(task, StopReason.COMPLETED, wall_s, status=Status.INFEASIBLE, details=why)
     except (Exception, SystemExit) as error:  # the other runs continue after any error
-        solution = _failed(task, f"{type(error).__name__}: {error}", time.perf_counter() - begun)
+        solution = _failed(task, described(error), time.perf_counter() - begun)
     recorded = {"cpu_s": processor_s() - processor_begun, "machine": machine()}
     return replace(solution, details={**solution.details, **recorded})
+
+
+def _require_storable(solution: Solution) -> None:
+    """Require that JSON can store a solution, to whose ``details`` a solver may add anything.
+
+    Raises:
+        SolverError: it cannot.
+    """
+    try:
+        json.dumps(solution.to_json(), allow_nan=False, ensure_ascii=False).encode()
+    except Exception as error:
+        raise SolverError(f"JSON cannot store its result: {described(error)}") from error
 
 
 def _failed(task: _Task, error: str, wall_s: float = 0.0) -> Solution:

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.errors import SolverError
+from solvers.errors import SolverError, described
 from solvers.kernels.moves import Integers
 
 ASK_S = 0.05
@@ -207,7 +207,7 @@ def _work(task: Task, connection: Connection) -> None:
     except (EOFError, BrokenPipeError):
         return  # the parent has ended
     except Exception as error:
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
+        connection.send(("failed", described(error)))
 
 
 def _leave(*_: Any) -> None:

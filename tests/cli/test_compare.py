@@ -26,6 +26,14 @@ def test_compare_leaves_table_values_and_plot(folder, problem_file, capsys):
     assert capsys.readouterr().out.strip() in shown
 
 
+def test_a_best_known_value_that_no_run_reaches_leaves_the_table_and_an_empty_profile(folder, problem_file, capsys):
+    pytest.importorskip("matplotlib")
+    words = ["--solver", "greedy", "--seeds", "1", "--best-known", "-1e6", "--csv", "--output", "out"]
+    ran(["compare", problem_file, *words])
+    assert capsys.readouterr().out.startswith("problem,solver,")
+    assert (folder / "out/profile.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_line_of_a_failed_run_says_error_and_why(problem_file, capsys):
     main(["compare", problem_file, "--solver", "tests.compare.own_solvers:Broken", "--output", "out"])
     assert "broken seed 0: ArithmeticError: the cogwheel is stuck (ERROR, " in capsys.readouterr().err

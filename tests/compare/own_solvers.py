@@ -1,5 +1,6 @@
 """Solvers and samplers of one's own, as a user would keep them in a module; tests name them by import path."""
 
+import threading
 from dataclasses import dataclass
 
 import dimod
@@ -34,6 +35,29 @@ class Broken(Solver):
         raise ArithmeticError("the cogwheel\nis stuck")
 
 
+class Untold(Exception):
+    """An error without a text."""
+
+    def __str__(self):
+        raise LookupError("no text")
+
+
+@dataclass(frozen=True)
+class Odd(Solver):
+    """A solver that reports what JSON cannot store, or raises an error without a text."""
+
+    name = "odd"
+    summary = "odd details"
+
+    kind: str = "nan"
+
+    def run(self, problem, search):
+        search.offer([0] * problem.num_groups)
+        if self.kind == "untold":
+            raise Untold
+        search.details["odd"] = ODD[self.kind]
+
+
 class Downhill(dimod.Sampler):
     """The all-zero state, as often as asked."""
 
@@ -64,3 +88,5 @@ def truncated():
 
 ONES = Downhill(bit=1)
 NUMBER = 3
+ODD = {"nan": float("nan"), "infinite": [np.inf], "set": {1}, "bytes": b"1", "keys": {(1, 2): 3}, "function": len,
+       "lock": threading.Lock(), "half": "\ud800"}  # fmt: skip

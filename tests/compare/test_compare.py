@@ -19,7 +19,7 @@ from solvers.compare.runs import Comparison, Suite, anytime, compare, performanc
 from solvers.compare.time_to_target import share_interval
 from solvers.heuristic.anneal import Anneal
 from solvers.journal import Journal
-from tests.compare.own_solvers import Dice
+from tests.compare.own_solvers import ODD, Dice, Odd
 
 
 @dataclass(frozen=True)
@@ -442,11 +442,9 @@ def test_without_matplotlib_the_plot_says_what_to_install(comparison, tmp_path, 
 
 def test_profiles_are_drawn_for_one_problem_and_for_several(comparison, suite, tmp_path):
     pytest.importorskip("matplotlib")
-    for compared in (comparison, suite):
-        plot_profile(compared, tmp_path / "profile.png")
-        assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="no run found a choice"):
-        plot_profile(comparison_of(run_of([], 1.0, None)), tmp_path / "profile.png")
+    for number, compared in enumerate((comparison, suite, comparison_of(run_of([], 1.0, None)))):
+        plot_profile(compared, tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @dataclass(frozen=True)
@@ -476,6 +474,17 @@ def test_a_run_that_fails_is_a_row_and_ends_nothing_else(tmp_path, jobs):
     again = []
     compare(PROBLEM, [Broken(), Dice()], **run, on_run=lambda label, solution: again.append((label, solution.seed)))
     assert again == [("broken", 1)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_whose_result_cannot_be_stored_is_a_row_and_ends_nothing_else(tmp_path, jobs):
+    solvers = [*(Odd(kind=kind) for kind in (*ODD, "untold")), Dice()]
+    comparison = compare(PROBLEM, solvers, jobs=jobs, journal=tmp_path / "runs.jsonl")
+    comparison.save(tmp_path / "comparison.json")
+    assert comparison.solutions["dice"][0].feasible
+    assert len(comparison.errors) == len(ODD) + 1
+    assert comparison.errors["odd, seed 0"].startswith("SolverError: JSON cannot store its result: ValueError: Out of")
+    assert comparison.errors["odd(kind='untold'), seed 0"] == "Untold (its text raises LookupError)"
 
 
 @dataclass(frozen=True)
