@@ -1,6 +1,7 @@
 """The library of instances: records that can be recomputed, and improve only."""
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from benchmarks import kinds
 from formulations import FormulationError
 from formulations.generators.families import FAMILIES, member
 from formulations.generators.random_instances import small_problem
+from qcompress.cli import main
 from solvers import judge, solve
 from solvers.library import Library, Record, recomputed
+from solvers.library.library import CHOICES, RECORDS_FILE
 
 SMALL = {
     "multiple_choice_knapsack": {"groups": 3, "options": 3, "budgets": 2},
@@ -32,6 +35,7 @@ SMALL = {
 
 @pytest.fixture
 def library(tmp_path):
+    (tmp_path / "library").mkdir()
     made = Library(tmp_path / "library")
     made.add(Record(name="qubo", origin="drawn", family="random_qubo", arguments=SMALL["random_qubo"]))
     return made
@@ -99,12 +103,52 @@ def test_an_option_of_any_number_is_saved_as_it_is(library):
 
 @pytest.mark.parametrize(
     ("change", "wrong"),
-    [({"best": -1e6}, "its choice costs"), ({"bound": 1e6}, "above the best known")],
+    [
+        ({"best": -1e6}, "its choice costs"),
+        ({"bound": 1e6}, "above the best known"),
+        ({"best": float("nan")}, "its best nan is no finite number"),
+        ({"bound": float("nan")}, "its bound nan is no finite number"),
+        ({"bound": float("-inf")}, "its bound -inf is no finite number"),
+        ({"best": "much"}, "its best 'much' is no finite number"),
+        ({"arguments": [3]}, "must be a mapping"),
+        ({"arguments": {"variables": "many", "density": 1.0}}, ""),
+        ({"family": "", "file": "problem.npz", "reader": "none"}, "there is no reader 'none'"),
+    ],
 )
 def test_a_record_that_does_not_hold_is_found(library, change, wrong):
     library.improve("qubo", solve(library.problem("qubo"), "brute-force"))
     library.records["qubo"] = replace(library.records["qubo"], **change)
+    (library.folder / "problem.npz").touch()
     assert any(wrong in found for found in library.check("qubo"))
+
+
+@pytest.mark.parametrize(
+    "choice", [[0] * 5, [0] * 7, 0, [[0] * 6], [0, 0, 0, 0, 0, 2], [2, -1, 0, 0, 0, 0], [0.5] * 6, [float("nan")] * 6]
+)
+def test_a_choice_that_is_none_is_found(library, choice):
+    library.improve("qubo", solve(library.problem("qubo"), "brute-force"))
+    CHOICES.write_arrays(library.folder / "choices.npz", {}, {"qubo": np.array(choice)})
+    library.choices = Library(library.folder).choices
+    (wrong,) = library.check("qubo")
+    assert wrong.startswith("its choice ")
+
+
+def test_every_wrong_record_is_told_in_one_line(library, capsys):
+    library.add(
+        Record(name="other", origin="drawn", family="random_qubo", arguments={**SMALL["random_qubo"], "seed": 2})
+    )
+    for name in library.records:
+        library.improve(name, solve(library.problem(name), "brute-force"))
+    library.choices["qubo"] = library.choices["qubo"][1:]
+    library.save()
+    content = json.loads((library.folder / RECORDS_FILE).read_text())
+    content["records"].append(content["records"][1])
+    (library.folder / RECORDS_FILE).write_text(json.dumps(content))
+    assert main(["instances", "verify", str(library.folder)]) == 1
+    qubo, other, total = (line for line in capsys.readouterr().err.splitlines() if "recomputed" not in line)
+    assert "qubo: its choice has the shape (5,), for 6 groups" in qubo
+    assert "other: more than one record has this name" in other
+    assert "2 records are wrong" in total
 
 
 def test_a_best_value_without_its_choice_is_found(library):

@@ -62,9 +62,9 @@ def verify(folder: Folder, published: Published = None, only: Only = "") -> int:
             absent += 1
             continue
         checked += 1
-        for wrong in library.check(record.name):
+        if wrong := library.check(record.name):
             failed += 1
-            complain(f"{record.name}: {wrong}")
+            complain(f"{record.name}: {'; '.join(wrong)}")
     say(f"{checked} instances recomputed, {absent} published ones not available")
     return complain(f"{failed} records are wrong") if failed else 0
 

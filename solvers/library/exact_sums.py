@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from formulations import Problem
 
@@ -17,12 +17,14 @@ def recomputed(problem: Problem, choice: ArrayLike) -> tuple[float, dict[str, fl
 
     The code loops over the chosen options and shares nothing with `Problem.evaluate`.
 
+    Raises:
+        ValueError: the choice is not one option number for every group.
+
     >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> recomputed(problem, [0, 1]), recomputed(problem, [0, 0])
     ((1.0, {}), (0.0, {'bytes': 4.0}))
     """
-    firsts = problem.group_offsets[:-1].tolist()
-    chosen = [first + int(option) for first, option in zip(firsts, np.asarray(choice), strict=True)]
+    chosen = _flat(problem, np.asarray(choice))
     terms = [float(problem.offset), *(float(problem.cost[v]) for v in chosen), *_met(problem.pairs.sparse, chosen)]
     if problem.pairs.factor is not None:
         for column in np.asarray(problem.pairs.factor)[chosen].T.tolist():
@@ -36,6 +38,19 @@ def recomputed(problem: Problem, choice: ArrayLike) -> tuple[float, dict[str, fl
         if use > budget * (1 + TOLERANCE):
             excess[name] = use - budget
     return math.fsum(terms), excess
+
+
+def _flat(problem: Problem, choice: NDArray[Any]) -> list[int]:
+    """Return the flat numbers of the chosen options."""
+    if choice.shape != (len(problem.groups),):
+        raise ValueError(f"its choice has the shape {choice.shape}, for {len(problem.groups)} groups")
+    first, chosen = 0, []
+    for group, options, option in zip(problem.groups, problem.options, choice.tolist(), strict=True):
+        if not isinstance(option, int) or not 0 <= option < len(options):
+            raise ValueError(f"its choice takes option {option!r} of the {len(options)} of group {group!r}")
+        chosen.append(first + option)
+        first += len(options)
+    return chosen
 
 
 def _met(matrix: Any, chosen: list[int]) -> list[float]:

@@ -5,6 +5,8 @@ not copied: their records name the file and its reader, and the folder with thes
 can be checked by arithmetic that shares no code with `Problem.evaluate`.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -20,6 +22,7 @@ from formulations.exchange import published
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.generators.families import member
+from solvers.errors import described
 from solvers.library.exact_sums import TOLERANCE, recomputed
 from solvers.library.record import Record
 from solvers.search import PROOF_TOLERANCE
@@ -66,14 +69,18 @@ class Library:
         self.published = None if published is None else Path(published)
         self.records: dict[str, Record] = {}
         self.choices: dict[str, NDArray[np.int64]] = {}
+        self._twice: set[str] = set()
         file = self.folder / RECORDS_FILE
         if file.exists():
             content = RECORDS.read_json(file)
             with RECORDS.building(file):
                 self.records = {entry["name"]: Record(**entry) for entry in content["records"]}
+                names = Counter(entry["name"] for entry in content["records"])
+                self._twice = {name for name, count in names.items() if count > 1}
         if (self.folder / "choices.npz").exists():
             _, arrays = CHOICES.read_arrays(self.folder / "choices.npz")
-            self.choices = {name: choice.astype(np.int64) for name, choice in arrays.items()}
+            for name, array in arrays.items():  # what holds no whole numbers stays as it is, for `check`
+                self.choices[name] = array.astype(np.int64) if array.dtype.kind in "iu" else array
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
@@ -136,12 +143,24 @@ class Library:
 
     def check(self, name: str) -> list[str]:
         """List the errors of a record, by recomputing its choice and comparing its bound; empty if there are none."""
-        record, wrong = self.records[name], []
+        record = self.records[name]
+        wrong = ["more than one record has this name"] if name in self._twice else []
+        values = {"best": record.best, "bound": record.bound, "literature": record.literature}
+        wrong += [f"its {what} {value!r} is no finite number" for what, value in values.items() if not _is_known(value)]
+        if wrong:
+            return wrong
         try:
-            problem = self.problem(name)
-        except FileFormatError as error:
-            return [str(error)]
-        choice = self.choices.get(name)
+            return self._recomputed_errors(record)
+        except Exception as error:  # a damaged record may fail in any way, and the others are still to be checked
+            return [str(error) if isinstance(error, ValueError) else described(error)]
+
+    def _recomputed_errors(self, record: Record) -> list[str]:
+        """List the errors of a record with valid numbers.
+
+        Raises:
+            ValueError: its problem is another one, or its choice is none.
+        """
+        problem, choice, wrong = self.problem(record.name), self.choices.get(record.name), []
         if choice is None and record.best is not None:
             wrong.append(f"no choice is recorded with the objective {record.best!r}")
         if choice is not None:
@@ -169,11 +188,18 @@ class Library:
         if (file := self._file(record)) is None:
             raise FileNotFoundError(f"instance {record.name!r} is published in {record.origin}; its file {record.file} "
                                     "is missing: give the folder that contains it")  # fmt: skip
+        if record.reader not in READERS:
+            raise FileFormatError(f"there is no reader {record.reader!r}; there are: {', '.join(READERS)}")
         return READERS[record.reader](file)
 
     def _file(self, record: Record) -> Path | None:
         folders = [self.folder, *([] if self.published is None else [self.published])]
-        return next((folder / record.file for folder in folders if (folder / record.file).is_file()), None)
+        return next((file for folder in folders if (file := folder / str(record.file)).is_file()), None)
+
+
+def _is_known(value: object) -> bool:
+    """Whether a value of a record is missing or a finite number."""
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _better(objective: float, known: float) -> bool:

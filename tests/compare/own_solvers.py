@@ -35,7 +35,7 @@ class Broken(Solver):
         raise ArithmeticError("the cogwheel\nis stuck")
 
 
-class Untold(Exception):
+class UntoldError(Exception):
     """An error without a text."""
 
     def __str__(self):
@@ -54,7 +54,7 @@ class Odd(Solver):
     def run(self, problem, search):
         search.offer([0] * problem.num_groups)
         if self.kind == "untold":
-            raise Untold
+            raise UntoldError
         search.details["odd"] = ODD[self.kind]
 
 

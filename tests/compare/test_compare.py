@@ -484,7 +484,7 @@ def test_a_run_whose_result_cannot_be_stored_is_a_row_and_ends_nothing_else(tmp_
     assert comparison.solutions["dice"][0].feasible
     assert len(comparison.errors) == len(ODD) + 1
     assert comparison.errors["odd, seed 0"].startswith("SolverError: JSON cannot store its result: ValueError: Out of")
-    assert comparison.errors["odd(kind='untold'), seed 0"] == "Untold (its text raises LookupError)"
+    assert comparison.errors["odd(kind='untold'), seed 0"] == "UntoldError (its text raises LookupError)"
 
 
 @dataclass(frozen=True)
