@@ -173,6 +173,10 @@ class Engine(ABC):
         The reason does not name the part: it is stated with all the parts that it holds for.
         """
 
+    def refuse_in(self, model: nn.Module, parts: Sequence[Part]) -> Mapping[str, str]:  # noqa: ARG002
+        """Names of parts that the engine cannot run compressed in this model → why; by default none."""
+        return {}
+
     def ties(self, parts: Sequence[Part]) -> list[tuple[str, ...]]:  # noqa: ARG002
         """Names of parts that must take the same option, for `formulations.reductions.tie.tie`."""
         return []

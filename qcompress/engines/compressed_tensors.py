@@ -28,8 +28,8 @@ from qcompress.engines.compressed_tensors_config import (
     config_room,
     generation_config,
     plain_config,
-    require_buildable,
 )
+from qcompress.engines.compressed_tensors_loading import not_loaded_packed, written_state
 from qcompress.engines.integer_codes import Scheme, integer_codes, scheme_of
 from qcompress.engines.packed_files import PackedFiles
 from qcompress.engines.tensor_file import TensorEntry
@@ -37,7 +37,7 @@ from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
 from qcompress.model.hugging_face import class_of
 from qcompress.model.opened import Opened, opened_from, opened_of
-from qcompress.model.parts import Part, unique_state
+from qcompress.model.parts import Part
 from qcompress.options import Options, prune_quantize
 from qcompress.transforms.base import Keep, Target, Transform
 
@@ -110,6 +110,13 @@ class CompressedTensors(Engine):
             return f"scales are read in {target.dtype}, {scheme.scale_type} would be rounded again"
         return ""
 
+    def refuse_in(self, model: nn.Module, parts: Sequence[Part]) -> dict[str, str]:
+        """Refuse the layers that transformers does not load packed in a model of this kind, such as those of T5."""
+        layers = [part for part in parts if part.target.layer == "Linear"]
+        failing = not_loaded_packed(model, (part.modules[0] for part in layers))
+        why = f"transformers does not load it packed, because {type(model).__name__} initialises its weight itself"
+        return {part.name: why for part in layers if part.modules[0] in failing}
+
     def ties(self, parts: Sequence[Part]) -> list[tuple[str, ...]]:
         """Groups of layers that vLLM runs as one matrix."""
         if not self.fused:
@@ -130,10 +137,10 @@ class CompressedTensors(Engine):
         example: Any = None,  # noqa: ARG002
     ) -> FileSizes:
         """Size of all files of the folder."""
-        require_buildable(model)
-        files = _files_of(model, self.shard_bytes)
+        state = written_state(model)
+        files = _files_of(state, self.shard_bytes)
         sharded = len(set(files.values())) > 1
-        state = unique_state(model)
+        unloaded = self.refuse_in(model, parts)
 
         def taken(name: str, transform: Transform, target: Target) -> int:
             scheme = scheme_of(transform, target)
@@ -144,25 +151,32 @@ class CompressedTensors(Engine):
 
         weights = {part.name: _weight_name(part, state) for part in parts}
         later = {part.name for part in parts if part.rows is not None and part.rows[0]}  # the first has the weight's
+        refused = {
+            (place, option): unloaded[part.name]
+            for place, (part, part_options) in enumerate(zip(parts, transforms, strict=True))
+            for option, transform in enumerate(part_options)
+            if part.name in unloaded and not isinstance(transform, Keep)
+        }
         options = tuple(
             tuple(
-                0 if part.name in later else taken(weights[part.name], transform, part.target)
-                for transform in part_options
+                0
+                if part.name in later or (place, option) in refused
+                else taken(weights[part.name], transform, part.target)
+                for option, transform in enumerate(part_options)
             )
-            for part, part_options in zip(parts, transforms, strict=True)
+            for place, (part, part_options) in enumerate(zip(parts, transforms, strict=True))
         )
         rest = [name for name in state if name not in weights.values()]
         whole = sum(taken(name, Keep(), _ANY) for name in rest)
         whole += tensor_file.OVERHEAD * len(set(files.values())) + (_INDEX_ROOM if sharded else 0)
         whole += len(plain_config(model)) + CONFIG_ROOM + len(generation_config(model) or b"")
         whole += sum(file.stat().st_size for file in self._tokenizer_files(model))
-        return FileSizes(options=options, overhead=whole)
+        return FileSizes(options=options, overhead=whole, refused=refused)
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:  # noqa: ARG002
         """Write the folder."""
-        require_buildable(model)
-        state, items = unique_state(model), _compressed(self, model)
-        files = _files_of(model, self.shard_bytes)
+        state, items = written_state(model), _compressed(self, model)
+        files = _files_of(state, self.shard_bytes)
         packed = {_weight_name(item.part, state): item for item in items}
         path.mkdir()
         contents: dict[str, list[TensorEntry]] = {file: [] for file in files.values()}
@@ -204,7 +218,7 @@ class CompressedTensors(Engine):
     def check(self, path: Path, model: nn.Module) -> str:
         """Compare every tensor with the model's, one at a time; compressed-tensors itself decodes the packed ones."""
         files, opened = PackedFiles(path), opened_of(model)
-        for name, tensor in unique_state(model).items():
+        for name, tensor in written_state(model).items():
             if name not in files:
                 return f"the folder lacks {name!r}"
             numbers = opened.read(name) if opened is not None and tensor.is_meta else tensor.cpu()
@@ -253,8 +267,9 @@ def _compressed(engine: CompressedTensors, model: nn.Module) -> list[CompressedP
     """
     record = record_of(model)
     items = [item for item in record.parts if item.stored] if record is not None else []
+    unloaded = engine.refuse_in(model, [item.part for item in items])
     for item in items:
-        if why := engine.refuse(item.part, item.transform):
+        if why := engine.refuse(item.part, item.transform) or unloaded.get(item.part.name):
             raise EngineError(f"engine {engine.name!r} cannot write this model: {item.part.name!r}: {why}")
     return items
 
@@ -270,11 +285,11 @@ def _weight_name(part: Part, state: Mapping[str, Tensor]) -> str:
     return next(name for module in part.modules if (name := f"{module}.{part.parameter}".lstrip(".")) in state)
 
 
-def _files_of(model: nn.Module, shard_bytes: int) -> dict[str, str]:
+def _files_of(state: Mapping[str, Tensor], shard_bytes: int) -> dict[str, str]:
     """The file of every weight, which does not depend on how the weight is stored."""
     shards: dict[str, int] = {}
     number, filled = 0, 0
-    for name, tensor in unique_state(model).items():
+    for name, tensor in state.items():
         if filled and filled + tensor.nbytes > shard_bytes:
             number, filled = number + 1, 0
         shards[name] = number

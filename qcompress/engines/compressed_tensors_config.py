@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from qcompress.engines.integer_codes import Scheme
@@ -64,10 +63,18 @@ def plain_config(model: nn.Module) -> bytes:
 
 
 def _config_values(model: nn.Module) -> dict[str, Any]:
-    """The model's own configuration.
+    require_of_transformers(model)
+    values: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))  # type: ignore[operator, union-attr]
+    values.pop("quantization_config", None)
+    dtype = str(model.dtype).removeprefix("torch.")  # else the dtype of the first tensor in the files, a scale
+    return values | {"architectures": [type(model).__name__], "dtype": dtype}
+
+
+def require_of_transformers(model: nn.Module) -> None:
+    """Raise an error for a model that is not of transformers.
 
     Raises:
-        EngineError: it is not a transformers model.
+        EngineError: it is not.
     """
     import transformers
 
@@ -76,29 +83,6 @@ def _config_values(model: nn.Module) -> dict[str, Any]:
             f"engine 'compressed-tensors' writes models of transformers (AutoModelForCausalLM.from_pretrained(…)), "
             f"found {type(model).__name__}"
         )
-    values: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
-    values.pop("quantization_config", None)
-    dtype = str(model.dtype).removeprefix("torch.")  # else the dtype of the first tensor in the files, a scale
-    return values | {"architectures": [type(model).__name__], "dtype": dtype}
-
-
-def require_buildable(model: nn.Module) -> None:
-    """Check that transformers builds layers of the model's shapes from its configuration.
-
-    Raises:
-        EngineError: it does not, as where the layers of one kind have lost different numbers of units.
-    """
-    _config_values(model)  # it is a transformers model
-    with torch.device("meta"):
-        built = type(model)(model.config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
-    for name, tensor in model.state_dict().items():
-        if shapes.get(name, tuple(tensor.shape)) != tuple(tensor.shape):
-            raise EngineError(
-                f"engine 'compressed-tensors' cannot write this model: from its configuration transformers builds "
-                f"{name!r} of shape {list(shapes[name])}, and the model's has {list(tensor.shape)}, as after the "
-                "removal of channels. ONNX Runtime (target='onnxruntime') and save_compressed() take such a model"
-            )
 
 
 def generation_config(model: nn.Module) -> bytes | None:

@@ -69,6 +69,16 @@ EXTRA_STATE = "_extra_state"
 """Name of the result of `nn.Module.get_extra_state` in a state dict."""
 
 
+def all_names(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the state dict themselves, a shared one under each of its names.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+    >>> model.append(model[0])[2] is model[0], list(all_names(model))
+    (True, ['0.weight', '2.weight'])
+    """
+    return {name: item for name, item in model.state_dict(keep_vars=True).items() if isinstance(item, Tensor)}
+
+
 def unregistered_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Modules in plain lists, tuples and dicts of the modules of ``model``, by names such as ``layers[0]``.
 

@@ -202,9 +202,12 @@ def _run_by(
         EngineError: the engine runs no option of any part.
     """
     supported: list[list[Transform] | None] = []
-    reasons: dict[str, str] = {}
+    reasons = {} if engine is None else dict(engine.refuse_in(request.copied, inventory.parts))
     for part in inventory.parts:
         blank, offers = _blank(part), request.offered.options(part.path, part.modules[0]).offers
+        if part.name in reasons:
+            supported.append([])
+            continue
         if not all(isinstance(offer, Transform) for offer in offers):
             supported.append(None)
             continue

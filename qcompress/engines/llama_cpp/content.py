@@ -20,7 +20,7 @@ from qcompress.engines.llama_cpp.container import TensorPlan, Value
 from qcompress.engines.llama_cpp.header import Head
 from qcompress.engines.tensor_file import bytes_of
 from qcompress.errors import EngineError
-from qcompress.model.parts import unique_state
+from qcompress.model.tensors import all_names
 from qcompress.transforms.base import Keep
 from qcompress.transforms.ggml.gguf_type import GgufType
 from qcompress.transforms.ggml.types import TYPES
@@ -28,6 +28,7 @@ from qcompress.transforms.ggml.types import TYPES
 GUESSED = 1024  # file type of files with mixed types
 PLAIN = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 FULL = ("position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")  # llama.cpp reads them as float32
+WORDS = ("embed_tokens.weight", "word_embeddings.weight")  # the vocabulary in a state dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,6 +46,16 @@ class Entry:
     part: CompressedPart | None
 
 
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the state dict that belong in a file, shared ones under each of their names.
+
+    An output layer that is the vocabulary is left out: llama.cpp takes the vocabulary where a file has no output layer.
+    """
+    state = all_names(model)
+    words = {id(tensor) for name, tensor in state.items() if name.endswith(WORDS)}
+    return {name: tensor for name, tensor in state.items() if name.endswith(WORDS) or id(tensor) not in words}
+
+
 def entries(model: nn.Module, head: Head) -> list[Entry]:
     """Return every tensor of the file that comes from the model, in the order of its state dict.
 
@@ -52,15 +63,15 @@ def entries(model: nn.Module, head: Head) -> list[Entry]:
         EngineError: a tensor has no place in the file, a size other than the header's, or a dtype or storage that
             llama.cpp does not read.
     """
-    state = unique_state(model)
-    names = tensor_names(head.architecture, head.number("block_count"), state)
+    state = all_names(model)
+    names = tensor_names(head.architecture, head.number("block_count"), state_of(model))
     record = record_of(model)
-    stored: dict[str, CompressedPart] = {}
+    stored: dict[int, CompressedPart] = {}
     for item in () if record is None else record.parts:
         if item.part.rows is not None:
             raise EngineError(f"a tensor of a GGUF file has one type, but {item.part.name!r} is a block of a tensor")
-        stored[item.part.state_name] = item
-    whole = [_entry(name, state[name], names[name], stored.get(name), head) for name in names]
+        stored[id(state[item.part.state_name])] = item
+    whole = [_entry(name, state[name], names[name], stored.get(id(state[name])), head) for name in names]
     _require_fit(whole, head)
     return whole
 

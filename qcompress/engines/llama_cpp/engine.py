@@ -18,7 +18,8 @@ from qcompress.engines.llama_cpp.pooling import pooled
 from qcompress.engines.llama_cpp.recipe import is_recipe, recipe_of
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
-from qcompress.model.parts import Part, unique_state
+from qcompress.model.parts import Part
+from qcompress.model.tensors import all_names
 from qcompress.options import Options, gguf_types
 from qcompress.transforms.base import Keep, Transform
 from qcompress.transforms.ggml.gguf_type import GgufType
@@ -84,18 +85,21 @@ class LlamaCpp(Engine):
     ) -> FileSizes:
         """Sizes of tensors, padded to multiples of 32 bytes; the header has the same length for every choice."""
         head = head_of(model, self.source)
-        inside = {part.state_name for part in parts}
-        plans = entries(model, head)
-        rest = [entry.plan.size_bytes for entry in plans if entry.state not in inside]
+        plans, state = entries(model, head), all_names(model)
+        places: dict[int, list[str]] = {}
+        for entry in plans:
+            places.setdefault(id(state[entry.state]), []).append(entry.plan.name)
+        inside = {id(state[part.state_name]) for part in parts}
+        rest = [entry.plan.size_bytes for entry in plans if id(state[entry.state]) not in inside]
         rest += [tensor.size_bytes for tensor in head.tensors]
         whole = container.head(values_of(head), [*(entry.plan for entry in plans), *head.tensors])
-        places = {entry.state: entry.plan.name for entry in plans}
 
         def size(part: Part, transform: Transform) -> int:
-            place = places.get(part.state_name)
-            full = place in FULL and isinstance(transform, Keep)
-            size_bytes = 4 * part.target.num_weights if full else transform.size_bytes(part.target)
-            return 0 if place is None else container.padded(size_bytes)
+            full, size_bytes = 4 * part.target.num_weights, transform.size_bytes(part.target)
+            return sum(
+                container.padded(full if place in FULL and isinstance(transform, Keep) else size_bytes)
+                for place in places.get(id(state[part.state_name]), ())
+            )
 
         options = tuple(
             tuple(size(part, transform) for transform in on_offer)
@@ -141,7 +145,7 @@ class LlamaCpp(Engine):
         import gguf
 
         head = head_of(model, self.source)
-        state = unique_state(model)
+        state = all_names(model)
         tensors = {tensor.name: tensor for tensor in container.opened(path).tensors}
         for entry in entries(model, head):
             tensor = tensors.get(entry.plan.name)

@@ -19,11 +19,10 @@ from qcompress.engines.llama_cpp import rotation_factors
 from qcompress.engines.llama_cpp.architectures import tensor_names
 from qcompress.engines.llama_cpp.assumptions import query_scale
 from qcompress.engines.llama_cpp.container import opened
-from qcompress.engines.llama_cpp.content import entries, state_rows
+from qcompress.engines.llama_cpp.content import entries, state_of, state_rows
 from qcompress.engines.llama_cpp.header import Head, head_of
 from qcompress.engines.llama_cpp.rotation import LOCAL_BASE, scaling_of
 from qcompress.errors import EngineError
-from qcompress.model.parts import unique_state
 
 MODEL_TYPES = {"gemma3": "gemma3_text"}  # names in transformers, where they differ from llama.cpp's
 FIELDS = {
@@ -81,7 +80,7 @@ def read_gguf(path: AnyPath) -> nn.Module:
         rows = state_rows(entry, rows.reshape(entry.plan.shape), head)
         shift = float(head.architecture.shifted_norms and name.endswith("norm.weight"))
         state[entry.state].copy_(torch.from_numpy(np.ascontiguousarray(rows)) - shift)
-    _require_all_read(file, head, unique_state(model), shapes)
+    _require_all_read(file, head, state_of(model), shapes)
     model.name_or_path = str(file)  # type: ignore[assignment]
     return model
 
