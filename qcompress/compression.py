@@ -27,7 +27,7 @@ from qcompress.measuring.workers import checked_jobs
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import LossFunction, as_loss
-from qcompress.model.modes import outside_modes
+from qcompress.model.modes import outside_modes, seeded
 from qcompress.model.padding import padding_named
 from qcompress.model.samples import Split
 from qcompress.model.weights import layer_names
@@ -76,7 +76,7 @@ class Result:
 
 
 @outside_modes
-@forwards.seeded
+@seeded
 def compress(
     model: nn.Module,
     data: Iterable[Any],
@@ -246,14 +246,19 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     engine = targeting.engine_for(calibration, given.target, given.output, given.budget, given.folder)
     if given.measurement is not None:
         _require_fitting(calibration, given.measurement, (given.options, given.skip or None, given.only))
-    if given.validation is not None:
-        forwards.first_batch(forwards.checked_data(given.validation, "validation"), "validation")
+    validation, batch_norm_data = (
+        None if batches is None else forwards.read_data(batches, name)
+        for name, batches in (("validation", given.validation), ("batch_norm_data", given.batch_norm_data))
+    )
     run = RunFolder(given.folder)
     request = Request.of(
         given,
         calibration=calibration,
-        split=Split(calibration=given.data),
-        kept=() if given.validation is None else given.validation,
+        data=calibration.data,
+        split=Split(calibration=calibration.data),
+        validation=validation,
+        batch_norm_data=batch_norm_data,
+        kept=() if validation is None else validation,
         offered=Offered.of(_offered(given, engine), skip=given.skip, only=given.only),
         engine=engine,
         budget=budget,
@@ -263,9 +268,6 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         time_limit=None if given.time_limit is None else as_number(given.time_limit, "time_limit", above=0),
         rounds=as_whole(given.rounds, "rounds", least=1),
         refine_rounds=as_whole(given.refine_rounds, "refine_rounds", least=0),
-        batch_norm_data=None
-        if given.batch_norm_data is None
-        else forwards.checked_data(given.batch_norm_data, "batch_norm_data"),
         finetune_steps=finetune_steps,
         learning_rate=learning_rate,
         identities={},
@@ -275,8 +277,8 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     if given.measurement is None:
         request.offered.require_known(layer_names(request.copied))
     steps.require_times_that_add_up(request)
-    if given.validation is not None:
-        steps.require_fitting(request, given.validation)
+    if validation is not None:
+        steps.require_fitting(request, validation)
     steps.require_possible(request)
     steps.require_solver(request)
     steps.require_loss(request)

@@ -30,7 +30,7 @@ from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction
-from qcompress.model.modes import outside_modes
+from qcompress.model.modes import outside_modes, seeded
 from qcompress.model.opened import require_in_memory
 from qcompress.scalars import as_cache_file, as_whole
 from solvers import SolverLike, solve
@@ -105,7 +105,7 @@ class Refined:
 
 
 @outside_modes
-@forwards.seeded
+@seeded
 def refine(
     model: nn.Module,
     data: Iterable[Any],

@@ -46,6 +46,21 @@ def as_whole(value: Any, name: str, *, least: int) -> int:
     return number
 
 
+def as_seed(value: Any) -> int:
+    """Return a seed, which PyTorch's generators take as a number below 2⁶³.
+
+    Raises:
+        OptionsError: ``value`` is not a whole number from 0 to 2⁶³ - 1.
+
+    >>> as_seed(np.int64(3))
+    3
+    """
+    seed = as_whole(value, "seed", least=0)
+    if seed >= 2**63:
+        raise OptionsError(f"seed must be below 2**63, found {value!r}")
+    return seed
+
+
 def as_flag(value: Any, name: str) -> bool:
     """Return a boolean; nothing else is taken for one.
 

@@ -19,7 +19,7 @@ from qcompress.measurement import Measurement, require_measurement
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.calibration import require_changeable
 from qcompress.model.composed import compose_
-from qcompress.model.forward import Forward, first_batch, require_samples_in
+from qcompress.model.forward import Forward, first_batch, read_data, require_samples_in
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.model.tensors import left_out_bytes, total_bytes
@@ -65,8 +65,10 @@ def apply(
     True
     """
     transforms = chosen_transforms(model, measurement, solution)
-    require_samples_in(batch_norm_data, "batch_norm_data")
-    batch = None if batch_norm_data is None else first_batch(batch_norm_data, "batch_norm_data")
+    batch = None
+    if batch_norm_data is not None:
+        batch_norm_data = read_data(batch_norm_data, "batch_norm_data")
+        batch = first_batch(batch_norm_data)
     return put_(own_copy(model, batch, forward).eval(), measurement, transforms, batch_norm_data, forward)
 
 

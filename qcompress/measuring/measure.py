@@ -32,7 +32,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.composed import composed
 from qcompress.model.losses import Loss, LossFunction, as_loss
-from qcompress.model.modes import outside_modes
+from qcompress.model.modes import outside_modes, seeded
 from qcompress.model.opened import opened_of
 from qcompress.model.padding import padding_named
 from qcompress.model.parts import Part, Survey, survey
@@ -47,7 +47,7 @@ METHODS = ("fisher", "direct", "sampled")
 
 
 @outside_modes
-@forwards.seeded
+@seeded
 def measure(
     model: nn.Module,
     data: Iterable[Any],

@@ -16,12 +16,12 @@ from qcompress.measuring.inputs.moments import second_moments
 from qcompress.measuring.inputs.squares import input_squares
 from qcompress.model import forward as forwards
 from qcompress.model.composed import composed
-from qcompress.model.modes import outside_modes
+from qcompress.model.modes import outside_modes, seeded
 from qcompress.model.steady import steady
 
 
 @outside_modes
-@forwards.seeded
+@seeded
 def refit(
     model: nn.Module,
     data: Iterable[Any],

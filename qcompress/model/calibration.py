@@ -14,7 +14,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.decoder_inputs import require_decoder_mask
 from qcompress.model.losses import Loss
 from qcompress.model.opened import opened_of
-from qcompress.scalars import as_whole
+from qcompress.scalars import as_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,10 +44,10 @@ class Calibration:
 
     def __post_init__(self) -> None:
         require_usable(self.model)
-        forwards.checked_data(self.data)
+        object.__setattr__(self, "data", forwards.checked_data(self.data))
         for batch in self.data if isinstance(self.data, (list, tuple)) else ():  # before a long run ends at a later one
             require_decoder_mask(self.model, batch)
-        object.__setattr__(self, "seed", as_whole(self.seed, "seed", least=0))
+        object.__setattr__(self, "seed", as_seed(self.seed))
         if self.forward is not None and not callable(self.forward):
             raise OptionsError(f"forward must be a callable (model, batch) -> tensor, found {self.forward!r}")
 

@@ -5,52 +5,34 @@ arguments. Anything else needs a ``forward(model, batch) -> tensor`` from the ca
 """
 
 import contextlib
-import functools
 import inspect
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError, NotFiniteError, QcompressError
 from qcompress.model import plain_state
-from qcompress.model.batches import own, require_samples
+from qcompress.model.batches import Passes, own, require_samples
 from qcompress.model.decoder_inputs import require_decoder_mask
 
 RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and differences are finite
 Forward = Callable[[nn.Module, Any], Tensor]
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
-
-
-def seeded(function: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Run ``function`` with torch's generator seeded by its keyword ``seed`` (default 0), and restore it afterwards.
-
-    A DataLoader that shuffles then gives the same batches again when an interrupted call is repeated.
-
-    >>> draw = seeded(lambda seed=0: torch.rand(()).item())
-    >>> draw() == draw(seed=0) != draw(seed=1)
-    True
-    """
-
-    @functools.wraps(function)
-    def run(*given: Given.args, **named: Given.kwargs) -> Found:
-        with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(int(named.get("seed", 0)))  # type: ignore[call-overload]
-            return function(*given, **named)
-
-    return run
 
 
 def checked_data(data: Any, name: str = "data") -> Iterable[Any]:
-    """Return the data called ``name`` after checking that it can be read more than once.
+    """Return the data called ``name``, which can be read more than once as far as can be seen without reading it.
+
+    Anything but a list, tuple or other sequence is returned as `Passes`, which notices on the way if it cannot.
 
     Raises:
         DataError: it is a single tensor, a generator, or not iterable; or a batch in a list holds no sample.
     """
+    if isinstance(data, Passes):
+        return data
     if isinstance(data, Tensor):
         raise DataError(
             f"{name} must be an iterable of batches, found one tensor of shape {tuple(data.shape)}; pass [tensor]"
@@ -62,7 +44,23 @@ def checked_data(data: Any, name: str = "data") -> Iterable[Any]:
             f"{name} is read more than once, but a generator lasts for one pass: pass a list or a DataLoader"
         )
     require_samples_in(data, name)
-    return data
+    return data if isinstance(data, Sequence) else Passes(data, name)
+
+
+def read_data(data: Any, name: str) -> Iterable[Any]:
+    """Return the same as `checked_data`, after reading all of anything but a list to see whether it can be read again.
+
+    This is for data that are not read in full before something long begins.
+
+    Raises:
+        DataError: same as in `checked_data` and `first_batch`, or it can be read only once.
+    """
+    checked = checked_data(data, name)
+    if isinstance(checked, Passes):
+        for _ in checked:
+            pass
+    first_batch(checked, name)
+    return checked
 
 
 def require_samples_in(data: Iterable[Any] | None, name: str) -> None:

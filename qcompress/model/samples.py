@@ -83,8 +83,9 @@ def split_samples(
     >>> split.num_kept, sum(map(len, split.kept)), sum(map(len, split.calibration))
     (5, 5, 15)
     """
+    data = forwards.checked_data(data)
     try:
-        batch = forwards.first_batch(forwards.checked_data(data))
+        batch = forwards.first_batch(data)
         alone = None if opened_of(model) is not None else _Alone(model, steady(forward), loss)
         cut = _rows_of(batch) if alone is None else _cut_of(batch, alone)
         digests = [digest for batch in data for digest in cut.digests(batch)]

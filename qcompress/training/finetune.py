@@ -35,7 +35,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.batches import number_of
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
-from qcompress.model.modes import outside_modes
+from qcompress.model.modes import outside_modes, seeded
 from qcompress.model.opened import require_in_memory
 from qcompress.model.steady import kept_state
 from qcompress.scalars import as_cache_file, plain
@@ -74,7 +74,7 @@ class FinetuneProgress:
 
 
 @outside_modes
-@forwards.seeded
+@seeded
 def finetune(
     model: Model,
     data: Iterable[Any],
@@ -143,6 +143,7 @@ def finetune(
             f"the loss {calibration.loss.name!r} compares with a teacher: pass teacher=the original model, or a "
             "loss (output, batch) -> (samples,)"
         )
+    data = calibration.data
     looked_at = list(islice(data, VALIDATED) if validation is None else forwards.checked_data(validation, "validation"))
     for batches in (data, looked_at):
         forwards.first_batch(batches)
