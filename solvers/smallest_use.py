@@ -2,10 +2,10 @@
 
 Without pair terms, uses and costs are swapped, and the solver proves the minimum directly: first under a limit that
 allows for the rounding of costs, which leaves nothing out, and if its choice is only just above the true limit, again
-under a lower one. With pair terms in the
-objective or in a resource, the budget is found by bisection: an objective within the limit lowers the sufficient use, a
-bound above the limit raises the proven lower bound, and an answer with neither changes nothing. The returned choice
-meets the limit and all budgets as `Problem.evaluate` computes them, and no such choice uses less than ``at_least``.
+under a lower one. With pair terms in the objective or in a resource, the budget is found by bisection: an objective
+within the limit lowers the sufficient use, a bound above the limit raises the proven lower bound, and an answer with
+neither changes nothing. The returned choice meets the limit and all budgets as `Problem.evaluate` computes them, and no
+such choice uses less than ``at_least``. Ctrl-C ends all of it, not only the solve that runs.
 """
 
 import math
@@ -24,12 +24,13 @@ from solvers.base import OnProgress, SolverLike
 from solvers.errors import InvalidOptionError
 from solvers.run import solve
 from solvers.search import PROOF_TOLERANCE
-from solvers.solution import Solution
+from solvers.solution import Solution, StopReason
 from solvers.validation import require_problem
 
-FILE_KIND = FileKind("qcompress smallest use", version=1)
+FILE_KIND = FileKind("qcompress smallest use", version=2)
 FIRST_SHARE = 0.9  # of the time, for the problem whose limit allows for rounding
 FINEST = 1e-6  # relative precision for uses that are not whole numbers
+LARGEST_WHOLE = 2.0**50  # up to here half of a unit is exact beside whole numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,6 +43,7 @@ class SmallestUse:
         choice: ``(G,)`` the choice found.
         objective, usage: objective of the choice, and its use of the resource.
         at_least: proven lower bound on the use; equal to ``usage`` if that is proven to be the smallest.
+        stop_reason: INTERRUPTED if Ctrl-C ended the search; TIME_LIMIT if the time did, before the use was proven.
     """
 
     resource: str
@@ -50,11 +52,12 @@ class SmallestUse:
     objective: float
     usage: float
     at_least: float
+    stop_reason: StopReason = StopReason.COMPLETED
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a dictionary that JSON can store."""
         numbers = {name: getattr(self, name) for name in ("resource", "at_most", "objective", "usage", "at_least")}
-        return {**numbers, "choice": self.choice.tolist()}
+        return {**numbers, "choice": self.choice.tolist(), "stop_reason": str(self.stop_reason)}
 
     def save(self, path: AnyPath) -> None:
         """Write the result as JSON, atomically."""
@@ -69,6 +72,7 @@ class SmallestUse:
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
+            value["stop_reason"] = StopReason(value.get("stop_reason", StopReason.COMPLETED))  # missing in version 1
             return cls(**{**value, "choice": np.array(value["choice"], dtype=np.int64)})
 
 
@@ -96,6 +100,7 @@ def smallest_use(
     Raises:
         InvalidOptionError: the resource is unknown, or the limit is no finite number.
         InfeasibleBudgetError: no choice was found within the limit; the message gives the smallest objective found.
+        KeyboardInterrupt: Ctrl-C ended the search before a choice was found.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {})
     >>> found = smallest_use(problem, "bytes", 2.0)
@@ -130,9 +135,12 @@ class _Search:
         self._deadline = None if time_limit is None else time.perf_counter() + time_limit
         numbers = [problem.resources[resource], np.array([problem.fixed.get(resource, 0.0)])]
         numbers += [problem.resource_pairs[resource].data] if resource in problem.resource_pairs else []
-        self._whole = all((values == np.floor(values)).all() for values in numbers)
+        self._largest = float(np.maximum.reduceat(problem.resources[resource], problem.group_offsets[:-1]).sum())
+        self._largest += float(sum(values.sum() for values in numbers[1:]))
+        self._whole = all((values == np.floor(values)).all() for values in numbers) and self._largest < LARGEST_WHOLE
         self._at_least = problem.minimum_usage()[resource]
         self._best: SmallestUse | None = None
+        self._stops: set[StopReason] = set()
 
     def swapped(self) -> SmallestUse:
         """Solve without pair terms: uses become costs, and costs (minus each group's smallest) become a resource."""
@@ -148,7 +156,7 @@ class _Search:
         solution = self._solved(above, room + rounding, FIRST_SHARE)
         if solution.bound is not None:
             self._raise(solution.bound * (1 - BUDGET_TOLERANCE))
-        if solution.choice is not None and not self._offer(solution.choice):
+        if solution.choice is not None and not self._offer(solution.choice) and not self._interrupted():
             solution = self._solved(above, room - rounding, 1.0)
         if solution.choice is None or not self._offer(solution.choice):
             raise self._nothing(None)
@@ -158,9 +166,7 @@ class _Search:
         """Solve with uses and costs swapped, in a share of the remaining time."""
         left = self._left(1)
         seconds = None if left is None else share * left
-        swapped = self._swapped(above, max(room, 0.0))
-        solution: Solution = solve(swapped, self._solver, time_limit=seconds, **self._settings)
-        return solution
+        return self._solve(self._swapped(above, max(room, 0.0)), seconds)
 
     def _swapped(self, above: NDArray[np.float64], room: float) -> Problem:
         """Return the problem with the uses as costs, and with a budget ``room`` for the costs ``above`` the least."""
@@ -179,17 +185,15 @@ class _Search:
 
     def bisected(self) -> SmallestUse:
         """Solve with pair terms: minimise the objective at one budget after another."""
-        problem, resource = self._problem, self._resource
-        largest = float(np.maximum.reduceat(problem.resources[resource], problem.group_offsets[:-1]).sum())
-        largest += problem.fixed.get(resource, 0.0)
-        if (terms := problem.resource_pairs.get(resource)) is not None:
-            largest += float(terms.sum())
-        largest = min(largest, problem.budgets.get(resource, largest))
-        reached = self._try(largest, steps=20)
+        budget = self._problem.budgets.get(self._resource, self._largest)
+        budget = float(math.floor(limit_of(budget))) if self._whole else budget
+        reached = self._try(min(self._largest, budget), steps=20)
         if self._best is None:
             raise self._nothing(reached)
         lowest = self._at_least
-        unreached = lowest if self._try(lowest, steps=20) is not None else lowest - 1.0
+        unreached = lowest - 1.0
+        if not self._expired() and self._try(lowest, steps=20) is not None:
+            unreached = lowest
         while not self._expired():
             below = max(unreached, self._at_least - 1.0 if self._whole else self._at_least)
             width, unit = self._best.usage - below, 1.0 if self._whole else FINEST * self._best.usage
@@ -202,18 +206,28 @@ class _Search:
         return self._found()
 
     def _try(self, budget: float, *, steps: int) -> float | None:
-        """Solve at a budget; return None if a choice within the limit was found, else the smallest objective found."""
+        """Solve for uses of at most ``budget``, a whole number if all uses are.
+
+        Returns:
+            None if a choice within the limit was found, else the smallest objective found.
+        """
         best = self._best
         if best is not None and best.usage <= budget:
             return None
-        stated = self._problem.with_budgets(**{self._resource: budget})
-        solution = solve(stated, self._solver, time_limit=self._left(steps), **self._settings)
+        # no use in whole numbers above the budget is within its tolerance, which is above 1 beyond 1e12
+        stated = min(budget, (budget + 0.5) / (1 + BUDGET_TOLERANCE)) if self._whole else budget
+        solution = self._solve(self._problem.with_budgets(**{self._resource: stated}), self._left(steps))
         if solution.choice is not None and self._offer(solution.choice):
             return None
         proven = solution.bound is not None and solution.bound > self._limit() + self._uncertainty(solution)
         if proven or (solution.choice is None and str(solution.status) == "INFEASIBLE"):
             self._raise(math.floor(budget) + 1.0 if self._whole else budget)
         return math.inf if solution.objective is None else solution.objective
+
+    def _solve(self, stated: Problem, seconds: float | None) -> Solution:
+        solution: Solution = solve(stated, self._solver, time_limit=seconds, **self._settings)
+        self._stops.add(solution.stop_reason)
+        return solution
 
     def _uncertainty(self, solution: Solution) -> float:
         """Return by how much a bound may exceed the true optimum: bounds are proofs up to `PROOF_TOLERANCE`."""
@@ -245,7 +259,12 @@ class _Search:
         best = self._best
         assert best is not None  # noqa: S101
         values = {name: getattr(best, name) for name in ("resource", "at_most", "choice", "objective", "usage")}
-        return SmallestUse(**values, at_least=min(self._at_least, best.usage))
+        at_least, stop_reason = min(self._at_least, best.usage), StopReason.COMPLETED
+        if self._interrupted():
+            stop_reason = StopReason.INTERRUPTED
+        elif at_least < best.usage and (StopReason.TIME_LIMIT in self._stops or self._expired()):
+            stop_reason = StopReason.TIME_LIMIT
+        return SmallestUse(**values, at_least=at_least, stop_reason=stop_reason)
 
     def _raise(self, at_least: float) -> None:
         """Raise the proven lower bound, rounded up if all uses are whole numbers."""
@@ -259,10 +278,16 @@ class _Search:
         """Return the time in seconds for the next of ``steps`` solves."""
         return None if self._deadline is None else max((self._deadline - time.perf_counter()) / steps, 0.01)
 
-    def _expired(self) -> bool:
-        return self._deadline is not None and time.perf_counter() >= self._deadline
+    def _interrupted(self) -> bool:
+        return StopReason.INTERRUPTED in self._stops
 
-    def _nothing(self, reached: float | None) -> InfeasibleBudgetError:
+    def _expired(self) -> bool:
+        return self._interrupted() or (self._deadline is not None and time.perf_counter() >= self._deadline)
+
+    def _nothing(self, reached: float | None) -> BaseException:
+        """Return the error for a search without a choice; it says nothing about the limit if Ctrl-C ended it."""
+        if self._interrupted():
+            return KeyboardInterrupt()
         came = "" if reached is None or math.isinf(reached) else f"; the smallest found is {reached:.6g}"
         error = InfeasibleBudgetError(
             f"no choice within the budgets has an objective of at most {self._at_most:g}{came}"

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from formulations import InfeasibleBudgetError, PairTerms, Problem
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError
+from solvers.exact.brute_force import BruteForce
+from solvers.kernels.repair import repair
 from solvers.smallest_use import SmallestUse, smallest_use
+from solvers.solution import StopReason
 
 
 def random_problem(
@@ -152,3 +155,55 @@ def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
     found = smallest_use(random_problem(1, pairs=True), "bytes", 6.0, solver="brute-force")
     found.save(tmp_path / "use.json")
     assert SmallestUse.load(tmp_path / "use.json").to_json() == found.to_json()
+
+
+def paired_problem(scale: float) -> Problem:
+    rng = np.random.default_rng(0)
+    cost, use = rng.random(12) * 10, rng.integers(1, 50, 12) * scale
+    pairs = PairTerms(factor=rng.normal(size=(12, 2)) * 0.1)
+    return Problem(list("abcd"), [["x", "y", "z"]] * 4, cost, {"bytes": use}, {}, pairs)
+
+
+@pytest.mark.parametrize("scale", [1e11, 4e12])
+def test_uses_whose_tolerance_is_above_one_unit_are_proven_to_the_unit(scale: float) -> None:
+    problem = paired_problem(scale)
+    found = smallest_use(problem, "bytes", 15.0, solver="brute-force")
+    assert found.usage == found.at_least == by_brute_force(problem, 15.0)
+    within = problem.with_budgets(bytes=found.usage / (1 + 0.9e-12))  # met only within the tolerance
+    assert smallest_use(within, "bytes", 15.0, solver="brute-force").usage == found.usage
+
+
+@dataclass(frozen=True)
+class Pressed(Solver):
+    """Brute force, but Ctrl-C is pressed in a run after its first choice."""
+
+    name: ClassVar[str] = "pressed"
+    summary: ClassVar[str] = "brute force until Ctrl-C"
+    presolved: ClassVar[bool] = False
+    runs: ClassVar[list[int]] = []
+
+    at: int = 1
+    first: bool = True
+
+    def run(self, problem: Problem, search: Search) -> None:
+        self.runs.append(1)
+        if self.first:
+            search.offer(repair(problem, np.zeros(problem.num_groups, dtype=np.int64)))
+        if len(self.runs) == self.at:
+            raise KeyboardInterrupt
+        BruteForce().run(problem, search)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_ctrl_c_ends_all_of_it_with_the_choice_so_far(pairs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = paired_problem(1.0) if pairs else random_problem(12, pairs=False)
+    limit = 15.0 if pairs else problem.evaluate([0] * problem.num_groups).objective + 1.0
+    for at in (2, 3, 4) if pairs else (1,):
+        monkeypatch.setattr(Pressed, "runs", [])
+        found = smallest_use(problem, "bytes", limit, solver=Pressed(at=at))
+        assert (found.stop_reason, len(Pressed.runs)) == (StopReason.INTERRUPTED, at)
+        assert problem.evaluate(found.choice).objective <= limit
+        assert found.at_least <= by_brute_force(problem, limit)
+    monkeypatch.setattr(Pressed, "runs", [])
+    with pytest.raises(KeyboardInterrupt):
+        smallest_use(problem, "bytes", limit, solver=Pressed(first=False))

@@ -203,6 +203,7 @@ def _lowered(problem: Problem, name: str) -> float | None:
     if np.maximum.reduceat(use, starts).sum() >= WHOLE * GRAIN or (use % GRAIN).any():
         return None
     unit = GRAIN * int(np.gcd.reduce(((use - least[problem.group_of]) / GRAIN).astype(np.int64)))
+    if unit <= 4 * BUDGET_TOLERANCE * abs(budget):  # also 0, if no group has a choice of uses
+        return None
     lowered = least.sum() + np.floor((limit_of(budget) - least.sum()) / unit) * unit
-    too_fine = unit <= 4 * BUDGET_TOLERANCE * abs(budget)
-    return None if lowered >= budget or too_fine else float(lowered)
+    return None if lowered >= budget else float(lowered)

@@ -198,6 +198,11 @@ def test_uses_without_a_common_unit_leave_the_budget():
     assert reduction.problem is reduction.original
 
 
+def test_equal_uses_that_meet_the_budget_within_its_tolerance_have_no_unit():
+    problem = Problem(["a"], [["x", "y"]], [1, 0], {"bytes": [8, 8]}, {"bytes": 8 / (1 + 0.9e-12)})
+    assert solve(problem, "brute-force").objective == 0.0
+
+
 def test_a_problem_in_which_nothing_can_go_is_not_copied():
     problem = layered_problem(60, seed=3)
     reduction = reduce_problem(problem)
