@@ -20,6 +20,7 @@ from formulations import Problem
 from qcompress.formulation import at_softened_outputs, at_strength, pair_strength
 from qcompress.measurement import Measurement
 from solvers import Solution, Solver, solve
+from solvers.solution import uninterrupted
 
 ADDITIVE = "additive"
 """Name of the choice without pair terms."""
@@ -110,9 +111,10 @@ def proposals(
     first, *others = (known := ways(measurement, pairs))
     yield Proposal(name=first, choice=solution.choice)
     for name in others:
-        choice = solve(known[name].state(problem, measurement), solver, time_limit=_limit(time_limit), seed=seed).choice
-        if choice is not None:
-            yield Proposal(name=name, choice=choice)
+        stated = known[name].state(problem, measurement)
+        found = uninterrupted(solve(stated, solver, time_limit=_limit(time_limit), seed=seed))
+        if found.choice is not None:
+            yield Proposal(name=name, choice=found.choice)
     yield from uniform_settings(measurement, problem)
     for rank, (pooled, _) in enumerate(solution.pool[1 : 1 + MOST_OF_POOL], start=2):
         yield Proposal(name=f"number {rank} of the solver's pool", choice=np.array(pooled, dtype=np.int64))
@@ -165,10 +167,10 @@ def repeated(
         seed: same as in `proposals`.
     """
     other = ways(measurement, pairs)[_way(name)].state(problem.derived(cost=measurement.cost), measurement)
-    choice = solve(other, solver, time_limit=_limit(time_limit), seed=seed, initial=won.choice).choice
-    if choice is None:
+    found = uninterrupted(solve(other, solver, time_limit=_limit(time_limit), seed=seed, initial=won.choice))
+    if found.choice is None:
         return won
-    plain = Proposal(name=_way(name), choice=choice)
+    plain = Proposal(name=_way(name), choice=found.choice)
     return next((item for item in (plain, *rounded_to_nearest(measurement, plain)) if item.name == name), won)
 
 

@@ -35,6 +35,7 @@ from qcompress.model.opened import require_in_memory
 from qcompress.scalars import as_cache_file, as_whole
 from solvers import SolverLike, solve
 from solvers.run import as_solver
+from solvers.solution import uninterrupted
 from solvers.validation import require_problem
 
 FILE_KIND = FileKind("qcompress refinement", version=1)
@@ -220,7 +221,7 @@ def _nearby(
     while changes:
         nearby = formulate(local, whole, pairs=bool(problem.pairs), changes=changes)
         nearby = nearby.with_budgets(**problem.budgets)
-        solution = solve(nearby, initial=standing, **settings)
+        solution = uninterrupted(solve(nearby, initial=standing, **settings))
         if solution.choice is None or solution.objective is None or (solution.choice == standing).all():
             return  # smaller trust regions hold nothing better either
         yield solution.objective, solution.choice

@@ -28,9 +28,10 @@ from qcompress.model.calibration import Calibration
 from qcompress.proposals import feasible_settings
 from qcompress.run_folder import Kept, RunFolder, has_written, remove
 from qcompress.steps import Request
-from qcompress.steps.choosing import local_solver
+from qcompress.steps.choosing import local_solver, unless_interrupted
 from solvers import Solution, Solver, solve
 from solvers.composites.tied import TiedSolver
+from solvers.solution import uninterrupted
 
 ASKED = "latency_s asked for"
 """Key in a solution's details: the time budget that the choice was solved for."""
@@ -133,7 +134,9 @@ def in_reach(request: Request, measurement: Measurement, seconds: Seconds | None
     return with_reachable_time(
         problem,
         seconds,
-        lambda by_time: solve(by_time, solver, time_limit=request.time_limit, seed=request.calibration.seed),
+        lambda by_time: uninterrupted(
+            solve(by_time, solver, time_limit=request.time_limit, seed=request.calibration.seed)
+        ),
         [proposal.choice for proposal in alike.values()],
     )
 
@@ -146,15 +149,17 @@ def in_time(
         return problem, solution
 
     def solve_for(stated: Problem) -> Solution:
-        return solve(stated, request.solver, time_limit=request.time_limit, seed=request.calibration.seed)
+        return uninterrupted(
+            solve(stated, request.solver, time_limit=request.time_limit, seed=request.calibration.seed)
+        )
 
-    def make(_: Path | None) -> Solution:
+    def make() -> Solution:
         stated, in_time = solved_in_time(problem, start, solution, seconds, solve_for)
         return replace(in_time, details={**in_time.details, ASKED: stated.budgets[LATENCY]})
 
     in_time = run.once(
         "in_time",
-        make,
+        unless_interrupted(make),
         key={"problem": problem.fingerprint(), "choice": solution.choice, **request.solved_by()},
         kept=Kept("in_time.json", Solution.save, Solution.load),
     )

@@ -22,7 +22,7 @@ from solvers.base import SolverLike
 from solvers.compare.time_to_target import target_near
 from solvers.errors import InvalidOptionError
 from solvers.run import as_solver, solve
-from solvers.solution import Solution, Status
+from solvers.solution import Solution, Status, StopReason
 from solvers.solution_update import with_known
 from solvers.validation import require_problem
 
@@ -53,7 +53,8 @@ def pool(
     Returns:
         The solution that `solve` returns, with ``pool`` set to choices and their objectives, best first (including the
         best). ``details["pool"]`` says why the search ended (``stopped``) and whether the pool is ``proven``: each
-        member is proven to be the best, and no further one exists if there are fewer than ``k``.
+        member is proven to be the best, and no further one exists if there are fewer than ``k``. Ctrl-C ends the pool
+        with the choices so far and the stop reason INTERRUPTED.
 
     Raises:
         InvalidOptionError: ``k``, ``within`` or ``distance`` is out of range for the problem.
@@ -82,7 +83,8 @@ def pool(
     best = run(k, problem, None)
     members = [] if best.choice is None else [best.choice]
     proven, stopped = best.status in (Status.OPTIMAL, Status.INFEASIBLE), "all found" if members else "no choice found"
-    while 0 < len(members) < k:
+    stop_reason = best.stop_reason
+    while 0 < len(members) < k and stop_reason is not StopReason.INTERRUPTED:
         if time.perf_counter() > end:
             proven, stopped = False, "time limit"
             break
@@ -93,6 +95,7 @@ def pool(
             stopped = "no other choice differs enough"
             break
         limit = target_near(min(_objectives(problem, members)), within)
+        stop_reason = further.stop_reason if further.stop_reason is StopReason.INTERRUPTED else stop_reason
         if further.status is Status.INFEASIBLE:
             stopped = "no other choice differs enough"
             break
@@ -103,11 +106,13 @@ def pool(
         assert further.choice is not None  # noqa: S101 - it has an objective
         members.append(further.choice)
         proven = proven and further.status is Status.OPTIMAL
+    if stop_reason is StopReason.INTERRUPTED:
+        proven, stopped = False, "interrupted"
     best = with_known(problem, best, choices=members)
     ranked = sorted(zip(_objectives(problem, members), (tuple(m.tolist()) for m in members), strict=True))
     near = [(choice, value) for value, choice in ranked if value <= target_near(ranked[0][0], within)]
     about = {"within": within, "distance": distance, "stopped": stopped, "proven": proven}
-    return replace(best, pool=tuple(near), details={**best.details, "pool": about})
+    return replace(best, stop_reason=stop_reason, pool=tuple(near), details={**best.details, "pool": about})
 
 
 def _objectives(problem: Problem, members: Sequence[NDArray[np.int64]]) -> list[float]:

@@ -145,6 +145,17 @@ class Solution:
             return cls(**value)
 
 
+def uninterrupted(solution: Solution) -> Solution:
+    """Return the solution of a run that is one of many, unless Ctrl-C, which is meant for all of them, ended it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended the run.
+    """
+    if solution.stop_reason is StopReason.INTERRUPTED:
+        raise KeyboardInterrupt
+    return solution
+
+
 def _whole_numbers(values: Any) -> NDArray[np.int64]:
     array = np.array(values)
     if array.ndim != 1 or array.dtype.kind != "i":

@@ -29,9 +29,10 @@ from solvers.nested_sweep import nested as nested_solutions
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, StopReason
 from solvers.solution_update import with_known
+from solvers.stated_search import StatedSearch
 from solvers.validation import require_problem
 
-FILE_KIND = FileKind("qcompress sweep", version=2)
+FILE_KIND = FileKind("qcompress sweep", version=3)
 
 BOUND_SHARE = 0.2
 """Maximum fraction of a point's time that is spent on its bound and price."""
@@ -89,6 +90,7 @@ class Sweep:
         time_limit: maximum time in seconds for each point.
         points: the points, from the tightest budget to the loosest.
         nested: whether no group uses more of the resource at a tighter budget than at a looser one.
+        stop_reason: INTERRUPTED if Ctrl-C ended the sweep: points are missing, or choices are nested without a solver.
     """
 
     resource: str
@@ -98,6 +100,7 @@ class Sweep:
     seed: int | None
     points: tuple[SweepPoint, ...]
     nested: bool = False
+    stop_reason: StopReason = StopReason.COMPLETED
 
     def band(self) -> Band:
         """Return proven bounds for all budgets, including those between the points.
@@ -134,7 +137,7 @@ class Sweep:
         header = {**FILE_KIND.header, "problem_fingerprint": self.problem_fingerprint}
         settings = {
             "resource": self.resource, "solver": self.solver, "time_limit": self.time_limit, "seed": self.seed,
-            "nested": self.nested,
+            "nested": self.nested, "stop_reason": str(self.stop_reason),
         }  # fmt: skip
         return {**header, **settings, "points": [point.to_json() for point in self.points]}
 
@@ -151,6 +154,9 @@ class Sweep:
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
+            value["stop_reason"] = StopReason(
+                value.get("stop_reason", StopReason.COMPLETED)
+            )  # missing before version 3
             value["points"] = tuple(SweepPoint.from_json(point, str(path)) for point in value["points"])
             return cls(**value)
 
@@ -186,7 +192,7 @@ def sweep(
         **options: options of the solver.
 
     Returns:
-        The curve. Ctrl-C ends the sweep with the points so far.
+        The curve. Ctrl-C ends the sweep with the points so far; those of a nested sweep are nested without a solver.
 
     Raises:
         InvalidOptionError: the resource is unknown, or the points are no budgets.
@@ -210,7 +216,7 @@ def sweep(
         back_end.require(at_budget)
     notes = None if journal is None else Journal(journal)
     solved_points: list[SweepPoint] = []
-    last = None
+    last, stop_reason = None, StopReason.COMPLETED
     for at_budget in problems.values():
         key = run_key("sweep", at_budget, back_end, time_limit, seed)
         value = None if notes is None else notes.get(key)
@@ -218,6 +224,7 @@ def sweep(
             try:
                 point = _solved(at_budget, resource, back_end, time_limit, seed, last)
             except KeyboardInterrupt:  # outside the solver, which handles it by itself
+                stop_reason = StopReason.INTERRUPTED
                 break
             if notes is not None and point.solution.stop_reason is not StopReason.INTERRUPTED:
                 notes.add(key, point.to_json())
@@ -228,10 +235,11 @@ def sweep(
         solved_points.append(point)
         last = last if point.solution.choice is None else point.solution.choice
         if point.solution.stop_reason is StopReason.INTERRUPTED:
+            stop_reason = StopReason.INTERRUPTED
             break
     shared = _shared(problem, resource, solved_points)
     if nested:
-        shared = _nested(problem, resource, shared, back_end, time_limit, seed, notes)
+        shared, stop_reason = _nested(problem, resource, shared, back_end, time_limit, seed, notes, stop_reason)
     return Sweep(
         resource=resource,
         problem_fingerprint=problem.fingerprint(),
@@ -240,6 +248,7 @@ def sweep(
         seed=seed,
         points=shared,
         nested=nested,
+        stop_reason=stop_reason,
     )
 
 
@@ -346,22 +355,32 @@ def _nested(
     time_limit: float | None,
     seed: int | None,
     notes: Journal | None,
-) -> tuple[SweepPoint, ...]:
-    """Return the points with choices that are nested in each other."""
+    stop_reason: StopReason,
+) -> tuple[tuple[SweepPoint, ...], StopReason]:
+    """Return the points with choices that are nested in each other, and the stop reason, which may be given before."""
 
     def solve_point(restricted: Problem, start: NDArray[np.int64] | None) -> Solution:
+        nonlocal stop_reason
         key = run_key("nested sweep", restricted, solver, time_limit, seed)
         value = None if notes is None else notes.get(key)
         if value is not None:
             return Solution.from_json(value, "the journal")
+        if stop_reason is StopReason.INTERRUPTED:
+            search = StatedSearch(restricted, solver=solver.name, seed=seed)
+            if start is not None:
+                search.offer(start)
+            return search.solution(stop_reason, solver.option_values)
         solution = solve(restricted, solver, time_limit=time_limit, seed=seed, initial=start)
-        if notes is not None and solution.stop_reason is not StopReason.INTERRUPTED:
+        if solution.stop_reason is StopReason.INTERRUPTED:
+            stop_reason = StopReason.INTERRUPTED
+        elif notes is not None:
             notes.add(key, solution.to_json())
         return solution
 
     stated = [Point(problem=problem.with_budgets(**{resource: p.budget}), solution=p.solution) for p in points]
     solutions = nested_solutions(stated, resource, solve_point)
-    return tuple(replace(point, solution=solution) for point, solution in zip(points, solutions, strict=True))
+    nested_points = [replace(point, solution=solution) for point, solution in zip(points, solutions, strict=True)]
+    return tuple(nested_points), stop_reason
 
 
 def _or(value: float | None, missing: float) -> float:

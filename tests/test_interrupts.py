@@ -1,15 +1,19 @@
-"""Ctrl-C inside compiled code ends a solver with the best choice so far; other system errors are errors."""
+"""Ctrl-C ends a solver with the best choice so far, also inside compiled code; no step of a run folder keeps that."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from formulations import Problem
 from formulations.generators.random_instances import layered_problem
+from qcompress import compress, prune_quantize
 from solvers import Solver, solve
-from solvers.search import Search, StopReason
+from solvers.search import Progress, Search, StopReason
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,29 @@ def test_an_interrupt_inside_compiled_code_keeps_the_best_choice() -> None:
     assert found.choice is not None
     with pytest.raises(SystemError):
         solve(problem, Cut(interrupted=False), presolve=False)
+
+
+@pytest.mark.parametrize("asked", [{"budget": {"bytes": "30%"}}, {"budget": {"loss": 0.05}, "minimize": "bytes"}])
+def test_the_same_call_ends_what_ctrl_c_cut_as_if_it_had_not(asked: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.ReLU())]
+    told: list[Progress] = []
+
+    def press(progress: Progress) -> None:
+        if progress.objective is not None and not told:
+            told.append(progress)
+            raise KeyboardInterrupt
+
+    def compressed(**settings: Any) -> tuple[str, str, list[int]]:
+        options = prune_quantize(bits=(2, 4, 8), sparsity=(0,))
+        result = compress(nn.Sequential(*layers), data, options=options, solver="brute-force", **asked, **settings)
+        solution = result.solution
+        return str(solution.status), str(solution.stop_reason), solution.choice.tolist()
+
+    data = [torch.randn(32, 8)]
+    whole = compressed()
+    compressed(folder=tmp_path, on_progress=press)
+    cut = "smallest.json" if "minimize" in asked else "solution.json"
+    assert '"stop_reason": "INTERRUPTED"' in (tmp_path / cut).read_text()
+    assert compressed(folder=tmp_path) == whole
+    assert not list(tmp_path.glob("*.part"))

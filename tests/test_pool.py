@@ -8,7 +8,7 @@ import pytest
 
 from formulations import InfeasibleBudgetError, Problem
 from formulations.generators.random_instances import layered_problem, small_problem
-from solvers import InvalidOptionError, Solution, Solver, Status, UnknownSolverError
+from solvers import InvalidOptionError, Solution, Solver, Status, StopReason, UnknownSolverError
 from solvers.heuristic.anneal import Anneal
 from solvers.heuristic.greedy import Greedy
 from solvers.heuristic.lagrangian import Lagrangian
@@ -69,6 +69,29 @@ def test_the_time_limit_is_for_all_of_it():
     assert found.details["pool"]["stopped"] == "time limit"
     assert not found.details["pool"]["proven"]
     assert 1 <= len(found.pool) < 10**5
+
+
+@dataclass(frozen=True)
+class Pressed(Solver):
+    """Greedy, but Ctrl-C is pressed in the second run, after its choice."""
+
+    name = "pressed"
+    summary = "greedy until Ctrl-C"
+    presolved = False
+    runs = []  # noqa: RUF012
+
+    def run(self, problem, search):
+        self.runs.append(1)
+        Greedy().run(problem, search)
+        if len(self.runs) == 2:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_all_of_it_with_the_choices_so_far():
+    Pressed.runs.clear()
+    found = pool(layered_problem(10, seed=4), 5, within=9.0, solver=Pressed())
+    assert (found.stop_reason, len(Pressed.runs), len(found.pool)) == (StopReason.INTERRUPTED, 2, 2)
+    assert (found.details["pool"]["stopped"], found.details["pool"]["proven"]) == ("interrupted", False)
 
 
 def test_a_better_choice_found_on_the_way_becomes_the_best():

@@ -10,12 +10,14 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formulations import FileFormatError, InfeasibleBudgetError, Problem
+from formulations import FileFormatError, InfeasibleBudgetError, PairTerms, Problem
 from formulations.files import write_json
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions.scaling import scaled
 from qcompress.plots import plot_sweep
 from solvers import InvalidOptionError, Solver, Status, StopReason, judge, solve
+from solvers.exact.brute_force import BruteForce
+from solvers.nested_sweep import is_nested
 from solvers.solution_update import with_known
 from solvers.sweep import Sweep, SweepPoint, sweep
 
@@ -226,7 +228,7 @@ def test_an_interrupt_ends_the_curve_and_the_journal_goes_on(tmp_path):
     path = tmp_path / "points.jsonl"
     cut = sweep(PROBLEM, "bytes", 5, solver=Interrupted, journal=path)
     assert len(cut.points) == 3
-    assert cut.points[-1].solution.stop_reason is StopReason.INTERRUPTED
+    assert cut.points[-1].solution.stop_reason is cut.stop_reason is StopReason.INTERRUPTED
     told = []
     whole = sweep(
         PROBLEM, "bytes", 5, solver=Interrupted, journal=path, on_point=lambda point: told.append(point.budget)
@@ -376,6 +378,40 @@ def test_a_nested_sweep_comes_back_from_its_file_and_its_journal(tmp_path, monke
     del old["nested"]
     write_json(tmp_path / "old.json", old)
     assert not Sweep.load(tmp_path / "old.json").nested
+
+
+@dataclass(frozen=True)
+class Pressed(Solver):
+    """Brute force, but Ctrl-C is pressed in one of the runs."""
+
+    name = "pressed"
+    summary = "brute force until Ctrl-C"
+    presolved = False
+    at: int = 0
+
+    def run(self, problem, search):
+        RUNS.append(0.0)
+        if len(RUNS) == self.at:
+            raise KeyboardInterrupt
+        BruteForce().run(problem, search)
+
+
+def test_an_interrupt_ends_a_nested_curve_with_choices_that_are_nested():
+    rng = np.random.default_rng(2)
+    costs, uses = rng.random(15) * 3, {"bytes": rng.integers(1, 30, 15).astype(float)}
+    pairs = PairTerms(factor=rng.normal(size=(15, 2)) * 0.5)
+    problem = Problem(list("abcde"), [["x", "y", "z"]] * 5, costs, uses, {}, pairs)
+    whole = sweep(problem, "bytes", 8, solver=Pressed(), nested=True)
+    total = len(RUNS)
+    assert (whole.stop_reason, total > 12) == (StopReason.COMPLETED, True)
+    for at in range(3, total):
+        RUNS.clear()
+        cut = sweep(problem, "bytes", 8, solver=Pressed(at=at), nested=True)
+        assert (cut.stop_reason, len(RUNS)) == (StopReason.INTERRUPTED, at)
+        choices = [point.solution.choice for point in cut.points if point.solution.choice is not None]
+        assert len(choices) >= min(at, 8) - 1
+        for smaller, larger in itertools.pairwise(choices):
+            assert is_nested(problem, "bytes", smaller, larger)
 
 
 def test_the_bounds_in_the_trace_of_a_nested_choice_hold_for_all_choices():

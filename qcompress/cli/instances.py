@@ -12,6 +12,7 @@ from qcompress.cli.console import complain, print_json, print_table, say
 from solvers import Solution
 from solvers.library import Library
 from solvers.library.library import RECORDS_FILE
+from solvers.solution import uninterrupted
 
 Folder = Annotated[Path, typer.Argument(metavar="LIBRARY", help="Folder that contains records.json.")]
 Published = Annotated[
@@ -92,6 +93,7 @@ def improve(
             better = library.improve(record.name, solution)
             if better:
                 library.save()
+            uninterrupted(solution)
             after = library.records[record.name]
             word = "improved" if better else "as before"
             say(f"{record.name}: {word}, best {number(after.best, 10)}, gap {percent(after.gap)}")

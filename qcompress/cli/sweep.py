@@ -66,6 +66,8 @@ def sweep(
     target = problem_file.with_suffix(".sweep.json") if output is None else output
     curve.save(target)
     say(f"wrote {target}")
+    if curve.stop_reason == "INTERRUPTED":
+        say(f"Ctrl-C ended the sweep with {len(curve.points)} points")
     unsolved = all(point.solution.choice is None for point in curve.points)
     if plot is not None and not unsolved:
         plot_sweep(curve, plot)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,13 +19,16 @@ from qcompress.model.opened import opened_of
 from qcompress.opened_guard import OpenedKeptLoss
 from qcompress.proposals import SOLVER, Proposal, feasible_settings, proposals, reference
 from qcompress.refinement import Refined, refine
-from qcompress.run_folder import Kept, RunFolder
+from qcompress.run_folder import Kept, RunFolder, remove
 from qcompress.steps.request import NoChoiceError, Request, identity_of
-from solvers import Solution, Solver, judge, solve
+from solvers import Solution, Solver, StopReason, judge, solve
 from solvers.base import relative_gap
 from solvers.composites.tied import TiedSolver
 from solvers.run import as_solver
 from solvers.smallest_use import SmallestUse, smallest_use
+from solvers.solution import uninterrupted
+
+Found = TypeVar("Found", Solution, SmallestUse)
 
 REFINED = "refined"
 """Name of the refined choice among the guard's proposals."""
@@ -70,6 +74,20 @@ def _channels_that_stay(request: Request, measurement: Measurement, most: int = 
     return f". The channels of some layers stay ({named}{more})"
 
 
+def unless_interrupted(find: Callable[[], Found]) -> Callable[[Path | None], Found]:
+    """Return the argument of `RunFolder.once` whose step stays unfinished if Ctrl-C ended ``find`` early."""
+
+    def make(part: Path | None) -> Found:
+        found = find()
+        if part is not None:
+            remove(part)
+            if found.stop_reason is StopReason.INTERRUPTED:
+                part.touch()
+        return found
+
+    return make
+
+
 def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse | None:
     """Find the smallest use of the resource to minimize, if there is one.
 
@@ -81,14 +99,16 @@ def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse
         return None
     return run.once(
         "minimize",
-        lambda _: smallest_use(
-            problem,
-            resource,
-            limit,
-            solver=request.solver,
-            time_limit=request.time_limit,
-            seed=request.calibration.seed,
-            on_progress=run.watched(request.on_progress),
+        unless_interrupted(
+            lambda: smallest_use(
+                problem,
+                resource,
+                limit,
+                solver=request.solver,
+                time_limit=request.time_limit,
+                seed=request.calibration.seed,
+                on_progress=run.watched(request.on_progress),
+            )
         ),
         key={"problem": problem.fingerprint(), "resource": resource, "loss": limit, **request.solved_by()},
         kept=Kept("smallest.json", SmallestUse.save, SmallestUse.load),
@@ -109,16 +129,19 @@ def solved(request: Request, run: RunFolder, problem: Problem, smallest: Smalles
 
     Raises:
         NoChoiceError: the solver found no choice.
+        KeyboardInterrupt: Ctrl-C ended it before it found one.
     """
     solution = run.once(
         "solve",
-        lambda _: solve(
-            problem,
-            request.solver,
-            time_limit=request.time_limit,
-            seed=request.calibration.seed,
-            initial=None if smallest is None else smallest.choice,
-            on_progress=run.watched(request.on_progress),
+        unless_interrupted(
+            lambda: solve(
+                problem,
+                request.solver,
+                time_limit=request.time_limit,
+                seed=request.calibration.seed,
+                initial=None if smallest is None else smallest.choice,
+                on_progress=run.watched(request.on_progress),
+            )
         ),
         key={
             "problem": problem.fingerprint(),
@@ -128,6 +151,7 @@ def solved(request: Request, run: RunFolder, problem: Problem, smallest: Smalles
         kept=Kept("solved.json", Solution.save, Solution.load),
     )
     if solution.choice is None:
+        uninterrupted(solution)
         error = NoChoiceError(
             f"solver {solution.solver!r} found no choice within the budgets {dict(problem.budgets)} "
             f"(status {solution.status}); allow more time or raise a budget"
