@@ -17,6 +17,7 @@ from qcompress.compressed.reconstruction import reconstruct_
 from qcompress.compressed.record import CompressedPart, Compression, attach, bypasses_in, install_, record_of
 from qcompress.compressed.removal import bypasses_of, cuts_of, mask_
 from qcompress.measurement import Measurement
+from qcompress.model import layers
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.parts import Part, weights_of
 from qcompress.model.tensors import left_out_bytes, total_bytes
@@ -117,12 +118,12 @@ def part_in(model: nn.Module, part: Part) -> Part:
 
 def _left(moments: Tensor, part: Part, cuts: Cuts, model: nn.Module) -> Tensor:
     """Return the second moments of a layer's remaining inputs."""
-    weight = part.site(model).weight
+    module, weight = part.site(model).module, part.site(model).weight
     shape = [size + len(cuts.get((part.state_name, dim), ())) for dim, size in enumerate(weight.shape)]
     stays = torch.ones(shape)
     for dim in range(len(shape)):
         stays.index_fill_(dim, torch.tensor(cuts.get((part.state_name, dim), ()), dtype=torch.int64), 0.0)
-    rows = part.site(model).to_rows(stays)
+    rows = layers.to_rows(module, stays, len(moments) if moments.ndim == 3 else None)
     kept, columns = rows.any(dim=1).nonzero()[:, 0], rows.any(dim=0).nonzero()[:, 0]
     if moments.ndim == 1:
         return moments[kept]

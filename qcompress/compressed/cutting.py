@@ -41,11 +41,11 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
             stay = np.setdiff1d(np.arange(tensor.shape[dim]), indices)
             tensor.data = tensor.data.index_select(dim, torch.from_numpy(stay).to(tensor.device)).contiguous()
             tensor.grad = None
-    changed = {id(tensors[name]) for name, _ in cuts}
+    changed = {id(tensors[name]): cuts.get((name, 0), ()) for name, _ in cuts}
     for module in model.modules():
         held = [*module._parameters.values(), *module._buffers.values()]
         if any(id(tensor) in changed for tensor in held):
-            _follow(module)
+            _follow(module, changed.get(id(getattr(module, "weight", None)), ()))
     _follow_heads(model, widths)
 
 
@@ -115,13 +115,18 @@ def _follow_heads(model: nn.Module, before: Mapping[str, Mapping[str, int]]) -> 
                 setattr(module, attribute, int(smaller))
 
 
-def _follow(module: nn.Module) -> None:
-    """Set the sizes stored in a layer to those of its tensors."""
+def _follow(module: nn.Module, gone: Sequence[int]) -> None:
+    """Set the sizes stored in a layer to those of its tensors.
+
+    Args:
+        module: the layer.
+        gone: indices that its weight lost along dimension 0.
+    """
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return
     if isinstance(module, nn.modules.conv._ConvNd):
-        _follow_convolution(module, weight)
+        _follow_convolution(module, weight, gone)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.Embedding):
@@ -137,15 +142,10 @@ def _follow(module: nn.Module) -> None:
         setattr(module, "nf", weight.shape[1])  # noqa: B010 - torch's type has no such attribute
 
 
-def _follow_convolution(module: nn.modules.conv._ConvNd, weight: Tensor) -> None:
-    depthwise = module.groups == module.in_channels and module.groups > 1
-    if depthwise and not module.transposed:
-        repeats = module.out_channels // module.in_channels
-        module.groups = module.in_channels = len(weight) // repeats
-        module.out_channels = len(weight)
-    elif depthwise:
-        module.groups = module.in_channels = module.out_channels = len(weight)
-    elif module.transposed:
-        module.in_channels, module.out_channels = len(weight), weight.shape[1] * module.groups
-    else:
-        module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups
+def _follow_convolution(module: nn.modules.conv._ConvNd, weight: Tensor, gone: Sequence[int]) -> None:
+    """Groups of which something is left stay, whatever the others lose: inputs, outputs, or all of them."""
+    before = len(weight) + len(gone)
+    stay = np.setdiff1d(np.arange(before), gone)
+    module.groups = max(len(np.unique(stay // (before // module.groups))), 1)
+    first, second = len(weight), weight.shape[1] * module.groups
+    module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)

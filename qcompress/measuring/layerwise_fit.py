@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcompress.compressed.cutting import beyond
 from qcompress.compressed.reconstruction import FOLDS
 from qcompress.compressed.record import Compression, record_of
 from qcompress.errors import ModelError
@@ -129,19 +130,15 @@ def _kept_rows(original: nn.Module, record: Compression) -> dict[str, NDArray[np
 
     The original may itself be the result of an earlier removal.
     """
-    before, kept = record_of(original), {}
-    parameters = dict(original.named_parameters())
-    for (name, dim), gone in record.cuts.items():
+    before, parameters = record_of(original), dict(original.named_parameters())
+    stays: dict[str, Tensor] = {}
+    for (name, dim), gone in (record.cuts if before is None else beyond(record.cuts, before.cuts, original)).items():
         path, _, kind = name.rpartition(".")
-        if (
-            kind == "weight"
-            and name in parameters
-            and dim == int(layers.makes_second_dimension(original.get_submodule(path)))
-        ):
-            earlier = () if before is None else before.cuts.get((name, dim), ())
-            present = np.setdiff1d(np.arange(parameters[name].shape[dim] + len(earlier)), earlier)
-            kept[path] = np.flatnonzero(~np.isin(present, gone))
-    return kept
+        if kind == "weight" and name in parameters:
+            mask = stays.setdefault(path, torch.ones(parameters[name].shape, dtype=torch.bool))
+            mask.index_fill_(dim, torch.tensor(gone, dtype=torch.int64), False)
+    rows = {path: layers.to_rows(original.get_submodule(path), mask) for path, mask in stays.items()}
+    return {path: mask.any(dim=1).nonzero()[:, 0].numpy() for path, mask in rows.items()}
 
 
 def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> list[str]:

@@ -99,12 +99,18 @@ def weight_of(module: nn.Module) -> nn.Parameter:
     return weight
 
 
-def to_rows(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return the weight as ``(channels, weights per channel)``; channels are output channels or vocabulary entries."""
+def to_rows(module: nn.Module, weight: Tensor, groups: int | None = None) -> Tensor:
+    """Return the weight as ``(channels, weights per channel)``; channels are output channels or vocabulary entries.
+
+    Args:
+        module: the layer.
+        weight: its weight.
+        groups: its groups, if it had another number of them when the weight was of this shape.
+    """
     if isinstance(module, TRANSPOSED):
-        inputs, outputs, *kernel = weight.shape
-        grouped = weight.reshape(module.groups, inputs // module.groups, outputs, *kernel)
-        return grouped.transpose(1, 2).reshape(module.groups * outputs, -1)
+        groups, (inputs, outputs, *kernel) = groups or module.groups, weight.shape
+        grouped = weight.reshape(groups, inputs // groups, outputs, *kernel)
+        return grouped.transpose(1, 2).reshape(groups * outputs, -1)
     if has_inputs_first(module):
         return weight.t()
     return weight.reshape(weight.shape[0], -1)

@@ -77,15 +77,14 @@ def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], o
     if groups == 1:
         tracer.reads.add((weight.source, first if transposed else second))
         read_nodes(tracer, labels, 1, rows if transposed else columns)
-    elif groups == num_in and (transposed or num_out % groups == 0):
-        if transposed and num_out != num_in:
-            tracer.block(given, "a grouped transposed convolution")
-            tracer.block(args[1], "a grouped transposed convolution")
-        made = rows
+    elif groups == num_in:
         nodes.block(columns, "one per group")
         repeats = num_out // num_in
-        read_nodes(tracer, labels, 1, rows[::repeats])
-        nodes.join(rows.reshape(num_in, repeats), rows[::repeats, None])
+        each = rows if transposed else rows[::repeats]
+        read_nodes(tracer, labels, 1, each)
+        made = each.repeat(repeats)
+        if not transposed:
+            nodes.join(rows, made)
     else:
         in_nodes, out_nodes = (rows, columns) if transposed else (columns, rows)
         per_group = num_in // groups

@@ -110,7 +110,8 @@ def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str], outputs_seco
         mixed = {name: shares[root] for name, shares in work.items() if name and root in shares}
         name, share = _name(axes, [item.name for item in sets]), work.get("", {}).get(root, 0.0)
         sets.append(CoupledSet(name=name, axes=axes, work=share, mixed=mixed))
-    with_choice = {item.name for item in sets}
+    made = {_layer(axis.tensor) for item in sets for axis in item.axes if not axis.reads}
+    with_choice = made | {item.name for item in sets}
     return Structure(sets=tuple(sets), kept={layer: why for layer, why in kept.items() if layer not in with_choice})
 
 
