@@ -154,7 +154,8 @@ def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str,
     for item in sets:
         for axis in item.axes:
             for path in owners.get(id(names[axis.tensor]), ()) if axis.reads else ():
-                places.setdefault(path, {})[item.name] = axis.indices
+                if axis.dim != layers.makes_second_dimension(model.get_submodule(path)):  # or a product turned around
+                    places.setdefault(path, {})[item.name] = axis.indices
     return places
 
 

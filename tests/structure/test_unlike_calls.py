@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompress import compress, find_sets, prune_channels
+from qcompress import compress, find_sets, measure, prune_channels
 from tests.models import seeded
 
 
@@ -37,6 +37,17 @@ class Tied(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(self.up(x).relu()) + self.other_down(self.other_up(x).relu())
         return out
+
+
+class Turned(nn.Module):
+    """A layer whose weight is used again, turned around: an autoencoder with tied weights."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(inputs, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(torch.tanh(self.layer(x)), self.layer.weight.t())
 
 
 class Sometimes(nn.Module):
@@ -121,3 +132,16 @@ def test_channels_of_a_network_with_sparse_inputs_are_found() -> None:
     for given in (inputs, inputs.to_sparse()):
         (only,) = find_sets(model, [given], lambda network, batch: network(batch).to_dense()).sets
         assert only.num_units == 16
+
+
+@pytest.mark.parametrize("inputs", [12, 6])
+@pytest.mark.parametrize("scores", ["obs", "fisher", "l1"])
+def test_units_that_do_nothing_go_first_where_the_layer_is_read_by_its_own_weight(inputs: int, scores: str) -> None:
+    model = seeded(lambda: Turned(inputs))
+    with torch.no_grad():
+        model.layer.weight[[1, 2, 7]] = 0.0
+        model.layer.bias[[1, 2, 7]] = 0.0
+    data = [torch.randn(64, inputs, generator=torch.Generator().manual_seed(0))]
+    measurement = measure(model, data, prune_channels(keep=(5 / 8,), scores=scores), loss="mse")
+    assert measurement.transforms[0][1].removed == (1, 2, 7)  # type: ignore[attr-defined]
+    assert measurement.cost[1] < 1e-9
