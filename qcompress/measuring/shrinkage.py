@@ -60,7 +60,11 @@ def shrunk(
             count, left = tested_inputs.get(path, 0), num_inputs.get(path, 0) - tested_inputs.get(path, 0)
             if count and left > 0:
                 others = (moments[path] * num_inputs[path] - tested[path] * count) / left
-                errors[path].append(_errors(model, reading[path], others, tested[path]))
+                try:
+                    found = _errors(model, reading[path], others, tested[path])
+                except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                    found = _errors(model, reading[path], _positive(others), tested[path])
+                errors[path].append(found)
     return {path: _more(moments[path], _damping(np.array(folds))) for path, folds in errors.items() if len(folds) > 1}
 
 
@@ -108,6 +112,16 @@ def _errors(model: nn.Module, reader: Reader, others: Tensor, tested: Tensor) ->
     gone = torch.from_numpy(np.sort(reader.columns[units].ravel()))
     changes = [rows - reconstruct(rows, _more(others, damping), gone) for damping in DAMPINGS]
     return np.array([float(((change @ tested.double()) * change).sum()) for change in changes])
+
+
+def _positive(moments: Tensor) -> Tensor:
+    """Return the nearest positive semidefinite matrix.
+
+    A difference of moments need not be one: inputs may be nothing but rounding, or depend on the batch they are in.
+    """
+    values, vectors = torch.linalg.eigh(moments.double())
+    nearest: Tensor = (vectors * values.clamp(min=0.0)) @ vectors.T
+    return nearest
 
 
 def _more(moments: Tensor, damping: float) -> Tensor:

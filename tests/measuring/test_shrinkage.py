@@ -60,6 +60,42 @@ def test_samples_that_do_not_reach_every_layer_leave_the_damping_to_the_others(m
     assert chosen < lost(40)
 
 
+class Vanishing(nn.Module):
+    """Its second layer's inputs are zero, or differ from it by rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 16, 3), nn.InstanceNorm2d(16)
+        self.second, self.third, self.last = nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x))
+        y = y * torch.sigmoid(self.third(self.second(y.mean((2, 3))).relu()))[:, :, None, None]
+        out: Tensor = self.last(y.relu().mean((2, 3)))
+        return out
+
+
+class OfItsBatch(nn.Sequential):
+    """Outputs depend on the other samples of a batch."""
+
+    def __init__(self) -> None:
+        norms = [nn.BatchNorm2d(8, track_running_stats=False) for _ in range(2)]
+        convolutions = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        steps = [step for pair in zip(convolutions, norms, strict=True) for step in (*pair, nn.ReLU())]
+        super().__init__(*steps, nn.Flatten(), nn.Linear(128, 4))
+
+
+@pytest.mark.filterwarnings("ignore:input's size at dim=1 does not match num_features")
+@pytest.mark.parametrize(("kind", "size"), [(Vanishing, 9), (OfItsBatch, 8)])
+def test_moments_of_the_other_samples_need_not_be_positive(kind: type[nn.Module], size: int) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model, data = kind().eval(), [torch.randn(6, 3, size, size) for _ in range(2)]
+    measurement = measure(model, data, prune_channels(keep=(0.5,)))
+    assert len(measurement.sets) == 2
+    assert np.isfinite(measurement.cost).all()
+
+
 def test_nothing_is_added_to_the_moments_of_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = lost(4000)
     monkeypatch.setattr(shrinkage, "DAMPINGS", (0.01,))
