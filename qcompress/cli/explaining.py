@@ -12,14 +12,17 @@ from qcompress.cli.console import print_json, say_lines
 
 
 def explain(problem: Problem, known: dict[str, Any] | None = None, *, as_json: bool) -> None:
-    """Print the explanation as lines on stderr, or with ``known`` values as JSON on stdout under ``infeasibility``."""
+    """Print the explanation as lines on stderr, or with ``known`` values as JSON on stdout under ``infeasibility``.
+
+    There is none of budgets with pair terms, for which the message of the error must do.
+    """
     from formulations import explain_infeasibility
 
     with stdout_to_stderr():  # scipy's HiGHS occasionally prints a line to stdout
-        why = explain_infeasibility(problem)
+        why = None if problem.paired_budgets else explain_infeasibility(problem)
     if as_json:
-        print_json({**(known or {}), "infeasibility": why.to_json()})
-    else:
+        print_json({**(known or {}), "infeasibility": None if why is None else why.to_json()})
+    elif why is not None:
         say_lines(*str(why).splitlines())
 
 
