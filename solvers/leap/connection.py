@@ -53,7 +53,10 @@ class Connection:
             return list(self._client.get_solvers(order_by="name"))
 
     def solver(self, problem_type: str, name: str = "") -> Any:
-        """Return the solver called ``name``, or the one that D-Wave's client selects: the configured or the newest one.
+        """Return the solver called ``name``, or the configured one, or as Ocean does the processor with most qubits.
+
+        The selection does not depend on the load, so all runs of a sweep use the same processor. Of several hybrid
+        solvers it is the newest one.
 
         Raises:
             LeapSolverError: there is no such solver, or it does not accept problems of this type.
@@ -70,13 +73,12 @@ class Connection:
             try:
                 if name:
                     return self._client.get_solver(name=name)
-                if self._client.config.solver:
-                    return self._client.get_solver()
+                order = _most_qubits if problem_type == "ising" else "-properties.version"
+                if configured := self._client.config.solver:
+                    return self._client.get_solver(order_by=configured.get("order_by", order))
                 if problem_type == "ising":
-                    return self._client.get_solver(qpu=True, order_by="avg_load")
-                return self._client.get_solver(
-                    supported_problem_types__contains=problem_type, order_by="-properties.version"
-                )
+                    return self._client.get_solver(qpu=True, order_by=order)
+                return self._client.get_solver(supported_problem_types__contains=problem_type, order_by=order)
             except api.ResourceNotFoundError as error:
                 offered = [
                     f"{solver.name} ({', '.join(sorted(solver.supported_problem_types))})" for solver in self.solvers()
@@ -189,6 +191,11 @@ def plainly(when: str, endpoint: str = "") -> Iterator[None]:
         raise LeapError(f"D-Wave's client cannot be configured: {why}") from error
     except (api.RequestError, requests.RequestException, ProblemUploadError) as error:
         raise _plain(error, when, endpoint) from error
+
+
+def _most_qubits(solver: Any) -> tuple[int, str]:
+    """Order of processors: Ocean's, most qubits in working order first; then by name."""
+    return -len(solver.properties.get("qubits", ())), solver.name
 
 
 def _plain(error: BaseException, when: str, endpoint: str) -> LeapError:

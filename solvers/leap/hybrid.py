@@ -35,7 +35,7 @@ class LeapSolver(Solver):
     """A back end that sends a problem to the service.
 
     Attributes:
-        remote: name of the service's solver; if empty, D-Wave's client selects it (the configured or the newest one).
+        remote: name of the service's solver; if empty, the configured one, or the newest (the largest processor).
         jobs: folder of the job files.
         config: arguments of ``dwave.cloud.Client.from_config`` (token, endpoint, …); never shown and never stored.
     """
