@@ -16,6 +16,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
 from formulations import Problem
 from formulations.reductions.pricing import priced
 from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
@@ -62,7 +64,7 @@ class Solver(ABC):
     words: ClassVar[Mapping[str, Collection[str]]] = {}  # option → the words that it accepts
 
     def __post_init__(self) -> None:
-        """Check the values of the options.
+        """Check the values of the options, and store numpy's numbers as Python's.
 
         Raises:
             InvalidOptionError: a value has another type than the field, a number is below its minimum, or a word is
@@ -70,6 +72,9 @@ class Solver(ABC):
         """
         hints = annotations(type(self))
         for option, value in self.option_values.items():
+            if isinstance(value, np.generic):  # which JSON cannot store
+                value = value.item()
+                object.__setattr__(self, option, value)
             if option in hints and option not in self.words and not fits(value, hints[option]):
                 wanted = described(hints[option])
                 raise InvalidOptionError(f"option {option!r} of {self.name!r} must be {wanted}, found {value!r}")

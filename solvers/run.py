@@ -115,7 +115,12 @@ def solve(
 
         paired_budgets.prepare()
     search = StatedSearch(
-        problem, solver=back_end.name, time_limit=time_limit, seed=seed, initial=start, on_progress=on_progress
+        problem,
+        solver=back_end.name,
+        time_limit=time_limit,
+        seed=None if seed is None else int(seed),
+        initial=start,
+        on_progress=on_progress,
     )
     return conduct(search, back_end, bound=bound, presolve=presolve)
 
