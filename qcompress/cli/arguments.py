@@ -182,7 +182,7 @@ def function(reference: str, what: str) -> Callable[..., Any]:
 
 
 def assignments(words: Iterable[str], what: str) -> dict[str, Any]:
-    """Return ``name=value`` words as a dictionary; values are numbers, True, False, None or otherwise strings.
+    """Return ``name=value`` words as a dictionary; values are Python literals, or else strings.
 
     Raises:
         typer.BadParameter: a word has no ``=``, or a name is given twice.
@@ -197,7 +197,7 @@ def assignments(words: Iterable[str], what: str) -> dict[str, Any]:
             raise typer.BadParameter(f"{what} must be written name=value, found {word!r}.")
         if name in values:
             raise typer.BadParameter(f"{what} gives {name!r} twice.")
-        values[name] = _literal(text)
+        values[name] = value_of(text)
     return values
 
 
