@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.leap.fixtures import leap, one_connection  # noqa: F401  (fixtures of several modules)
+from tests.leap.fixtures import leap, mock, one_connection, processors  # noqa: F401  (fixtures of several modules)
 
 pytest_plugins = ["tests.durations"]
 

@@ -1,7 +1,7 @@
 """Turn the samples of an answer into choices, with results and times reported for each step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,16 @@ def take(problem: Problem, search: Search, samples: Samples) -> None:
         search.details["share_best"] = _share_best(problem, samples)
 
 
-def times(state: Any, timing_us: Mapping[str, float]) -> dict[str, float]:
-    """Return the times in seconds: queue, solving, quantum processor and charge, as far as the service gives them."""
+def times(states: Sequence[Any], timing_us: Mapping[str, float]) -> dict[str, float]:
+    """Return the times in seconds: queue, solving, quantum processor and charge, as far as the service gives them.
+
+    The queue lasts from the first submission to the last answer, without the time of solving.
+    """
     named = {"run_time": "solve_s", "qpu_access_time": "qpu_s", "charge_time": "charge_s"}
     seconds = {ours: timing_us[name] / 1e6 for name, ours in named.items() if name in timing_us}
-    if state.solved_on is not None:
-        total = (state.solved_on - state.submitted_on).total_seconds()
+    if all(state.solved_on is not None for state in states):
+        last, first = max(state.solved_on for state in states), min(state.submitted_on for state in states)
+        total = (last - first).total_seconds()
         seconds["queue_s"] = max(0.0, total - seconds.get("solve_s", seconds.get("qpu_s", 0.0)))
     return seconds
 

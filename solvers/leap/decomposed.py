@@ -8,23 +8,27 @@ from the first one on. An interrupted run resumes when it is called again, with 
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from formulations import Problem
+from formulations.reductions.base import Reduction
 from formulations.reductions.restriction import restrict
 from formulations.reductions.scaling import normal_form
 from solvers.base import Search, SubSearch
-from solvers.errors import InvalidOptionError
+from solvers.errors import InvalidOptionError, UnsupportedProblemError
 from solvers.leap.descent_state import DescentState, descent_path
 from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.qpu import QuantumProcessor
 
 if TYPE_CHECKING:
     from solvers.leap.connection import Connection
+    from solvers.leap.device import Device
     from solvers.leap.estimate import Estimate
     from solvers.leap.job import Job
 
@@ -46,8 +50,9 @@ class Decomposed(QuantumProcessor):
     """Solve parts of a problem on a quantum processor, one after the other.
 
     Attributes:
-        calls: maximum number of parts to send; each is charged as one problem of `num_reads` samples.
-        variables: maximum number of variables of a part; None for the largest fully coupled model that fits.
+        calls: maximum number of parts to send; each is charged as one run of `num_reads` samples.
+        variables: maximum number of variables of a part; None for the largest fully coupled model that fits, or that
+            `embedding` holds, which must be an embedding of a complete graph.
 
     >>> import tempfile
     >>> from formulations.generators.random_instances import layered_problem
@@ -61,13 +66,14 @@ class Decomposed(QuantumProcessor):
     name: ClassVar[str] = "qpu-decomposed"
     summary: ClassVar[str] = "a quantum processor, or its mock, on parts of a problem that is too large for it"
     has_jobs: ClassVar[bool] = False
-    minima: ClassVar[Mapping[str, int]] = {**QuantumProcessor.minima, "calls": 1, "variables": 1}
+    minima: ClassVar[Mapping[str, float]] = {**QuantumProcessor.minima, "calls": 1, "variables": 1}
     calls: int = 20
     variables: int | None = None
 
     def run(self, problem: Problem, search: Search) -> None:
         """Descend until a pass improves nothing, or the calls or the time are used up."""
         from solvers.leap.connection import connect
+        from solvers.leap.device import NoRoomError, NoTimeToEmbedError
 
         if self.decided(problem, search):
             return
@@ -80,14 +86,28 @@ class Decomposed(QuantumProcessor):
                     if state.quiet:
                         break
                     state = state.next(blocks=self._blocks(problem, state), passes=state.passes + 1, quiet=True)
-                state = self._step(problem, search, state, connection)
+                try:
+                    state = self._step(problem, search, state, connection)
+                except NoTimeToEmbedError:
+                    search.cut_short()
+                    break
+                except NoRoomError:  # only more variables than the largest clique: each group has room alone
+                    block, half = state.blocks[-1], len(state.blocks[-1]) // 2
+                    halves = (block[:half], block[half:]) if half else ()
+                    state = state.next(blocks=(*state.blocks[:-1], *halves))
             search.details |= {"calls": len(state.parts), "improved": sum(part["better"] for part in state.parts)}
             search.details |= {"room": state.room, "start": state.start, "parts": [dict(part) for part in state.parts]}
             state.path.unlink(missing_ok=True)
 
     def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":  # noqa: ARG002
-        """Estimate an upper limit, with every call on the whole processor, since the parts are not known in advance."""
+        """Estimate an upper limit, with every call on the whole processor, since the parts are not known in advance.
+
+        Raises:
+            UnsupportedProblemError: a group alone has no room on the processor.
+            InvalidOptionError: `embedding` is no embedding of a complete graph on it.
+        """
         from solvers.leap.connection import connect
+        from solvers.leap.device import Device
         from solvers.leap.embedded import EmbeddedForm, access_time
 
         if self.simulated:
@@ -95,8 +115,12 @@ class Decomposed(QuantumProcessor):
         else:
             with connect(self.config) as connection:
                 remote = connection.solver(EmbeddedForm.problem_type, self.remote)
-        parameters = self.parameters(self.option_values, None)
-        return access_time(len(remote.properties["qubits"]), remote, parameters, None, calls=self.calls)
+        scaled = normal_form(problem).problem
+        search = Search(scaled, solver=self.name)
+        if self._first(scaled, search):
+            self._room(scaled, search, Device(remote.name, remote.properties))
+        submissions = self.submissions(self.option_values, None)
+        return access_time(len(remote.properties["qubits"]), remote, submissions, None, calls=self.calls)
 
     def offline(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":  # noqa: ARG002
         """Estimate what is known without a processor: how much there is to divide into parts."""
@@ -130,14 +154,14 @@ class Decomposed(QuantumProcessor):
             if state is not None:
                 search.offer(state.choice)
                 search.details["resumed_at"] = len(state.parts)
-            elif self._first(problem, search):
+            elif self._first(problem, search) and (room := self._room(problem, search, self.device())) is not None:
                 start = search.as_stated(search.objective)
                 assert start is not None  # noqa: S101
                 assert search.choice is not None  # noqa: S101
                 state = DescentState(
                     path=path,
                     seed=int(search.rng.integers(2**31)),
-                    room=self.device().largest_clique() if self.variables is None else self.variables,
+                    room=room,
                     start=start,
                     choice=tuple(search.choice.tolist()),
                 )
@@ -158,21 +182,51 @@ class Decomposed(QuantumProcessor):
                     search.offer(start)
         return search.choice is not None
 
+    def _room(self, problem: Problem, search: Search, device: "Device") -> int | None:
+        """Return the maximum number of variables of a part; None if the time was too short to find it.
+
+        Raises:
+            UnsupportedProblemError: a group alone has no room on the processor.
+            InvalidOptionError: `embedding` is no embedding of a complete graph on it.
+        """
+        from solvers.leap.device import NoRoomError, NoTimeToEmbedError
+        from solvers.leap.embedded import EmbeddedForm
+
+        assert search.choice is not None  # noqa: S101
+        own = self.embedding
+        with search.phase("embed_s"):
+            most = device.largest_clique() if own is None else len(device.placed(own))
+        for group in np.flatnonzero(self._bits(problem) > most).tolist():
+            part = normal_form(_part(problem, search.choice, (group,)).problem).problem
+            try:
+                with search.phase("build_s"):
+                    form = EmbeddedForm.priced(part, self.option_values, search.remaining())
+                    form.embed(device, self.option_values, search.remaining() if self.simulated else math.inf)
+                form.tell_times(search.timing)
+            except NoTimeToEmbedError:
+                search.cut_short()
+                return None
+            except (NoRoomError, InvalidOptionError) as error:
+                raise UnsupportedProblemError(
+                    f"group {problem.groups[group]!r} alone, with {len(problem.options[group])} options, has no room "
+                    f"on {device.name!r}, which holds {most} fully coupled variables; nothing was sent: give it fewer "
+                    "options, or use another encoding or a larger processor"
+                ) from error
+        room = most if self.variables is None else self.variables
+        return room if own is None else min(room, most)
+
     def _step(
         self, problem: Problem, search: Search, state: DescentState, connection: "Connection | None"
     ) -> DescentState:
         """Optimise the groups of the next block."""
         block = state.blocks[-1]
-        keep = np.isin(problem.group_of, block)
-        keep[problem.flat(state.choice)] = True
-        part = restrict(problem, keep)
+        part = _part(problem, state.choice, block)
         seed = int(np.random.default_rng([state.seed, state.passes, len(state.blocks)]).integers(2**31))
         left = search.remaining() if connection is None and search.limit is not None else None  # not for the service
         # only its final choice is offered, as it may be sent again
         alone = Search(part.problem, solver=self.name, seed=seed, time_limit=left)
         inner = SubSearch(normal_form(part.problem), alone)
-        with search.phase("parts_s"):
-            self._decide(inner.problem, inner, state, connection)
+        self._decide(inner.problem, inner, state, connection)
         for name, seconds in inner.timing.items():
             search.timing[name] = search.timing.get(name, 0.0) + seconds
         better = alone.choice is not None and search.offer(part.lift(alone.choice))
@@ -202,11 +256,14 @@ class Decomposed(QuantumProcessor):
             state.next(job=None)
             raise
 
+    def _bits(self, problem: Problem) -> NDArray[np.int64]:
+        """Return the number of bits of each group, or an upper bound, ``(G,)``."""
+        sizes: NDArray[np.int64] = np.diff(problem.group_offsets)
+        return sizes if self.encoding == "one-hot" else sizes - 1
+
     def _blocks(self, problem: Problem, state: DescentState) -> tuple[tuple[int, ...], ...]:
         """Divide all groups with a choice into random blocks of at most ``room`` variables, or of one group."""
-        sizes = np.diff(problem.group_offsets) - (
-            0 if self.encoding == "one-hot" else 1
-        )  # number of bits, or an upper bound
+        sizes = self._bits(problem)
         blocks: list[tuple[int, ...]] = []
         filled = state.room
         rng = np.random.default_rng([state.seed, state.passes])
@@ -217,3 +274,10 @@ class Decomposed(QuantumProcessor):
                 filled = int(sizes[group])
             blocks[-1] += (group,)
         return tuple(blocks)
+
+
+def _part(problem: Problem, choice: ArrayLike, block: Sequence[int]) -> Reduction:
+    """Return the problem of the groups of a block, all others being fixed at a choice ``(G,)``."""
+    keep = np.isin(problem.group_of, block)
+    keep[problem.flat(choice)] = True
+    return restrict(problem, keep)

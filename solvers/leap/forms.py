@@ -5,10 +5,12 @@ form, so a job can be decoded on another day. Sizes are counted without building
 problem exactly, except that the BQM may have to price its budgets, which its record then says.
 """
 
+import contextlib
 import functools
 import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,6 +55,7 @@ class RemoteForm(ABC):
     Attributes:
         problem: the problem as solvers see it, with its objective scaled to about 1.
         record: record that JSON can store, from which the same form can be made again.
+        timing: time in seconds of what is not the building itself: tuning (prices of budgets) and embedding.
     """
 
     problem_type: ClassVar[str]  # name used by the service
@@ -60,6 +63,22 @@ class RemoteForm(ABC):
 
     def __init__(self, problem: Problem, record: Mapping[str, Any]) -> None:
         self.problem, self.record = problem, dict(record)
+        self.timing: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Record the duration of a ``with`` block in `timing`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timing[name] = time.perf_counter() - begun
+
+    def tell_times(self, timing: dict[str, float]) -> None:
+        """Add `timing` to that of a search, which has counted it as time to build the form."""
+        for name, seconds in self.timing.items():
+            timing[name] = timing.get(name, 0.0) + seconds
+            timing["build_s"] -= seconds
 
     @classmethod
     def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "RemoteForm":  # noqa: ARG003
@@ -78,13 +97,13 @@ class RemoteForm(ABC):
         """Return the model as a binary file, open at its beginning; for forms that are uploaded."""
         raise NotImplementedError
 
-    def data(self, remote: Any) -> dict[str, Any]:
+    def data(self, remote: Any, gauge: int = 0) -> dict[str, Any]:
         """Return the model as the data of a submission to ``remote``; for forms that are not uploaded."""
         raise NotImplementedError
 
     @abstractmethod
-    def decode(self, answer: Any, connection: Connection) -> Samples:
-        """Decode an answer of the service to choices."""
+    def decode(self, answers: Sequence[Any], connection: Connection) -> Samples:
+        """Decode the answers of the service, one for each submission, to choices."""
 
 
 class CqmForm(RemoteForm):
@@ -121,9 +140,9 @@ class CqmForm(RemoteForm):
         """Return the model in dimod's CQM format."""
         return cqm_file(self.problem)
 
-    def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
+    def decode(self, answers: Sequence[Any], connection: Connection) -> Samples:  # noqa: ARG002
         """Decode each group to the first option that is on, or its first option; mark samples without exactly one."""
-        sampleset = dimod.SampleSet.from_serializable(answer.data)
+        sampleset = dimod.SampleSet.from_serializable(answers[0].data)
         columns = [sampleset.variables.index(v) for v in range(self.problem.num_options)]
         on = sampleset.record.sample[:, columns] > 0.5
         starts, flat = self.problem.group_offsets[:-1], np.arange(self.problem.num_options)
@@ -149,9 +168,9 @@ class BqmForm(RemoteForm):
         try:
             _ = form.encoded
         except EncodingError:  # fractional uses, or too many pairs with slack bits: use prices, which are reported
-            form = cls(
-                problem, {"encoding": options["encoding"], "prices": dual_bound(problem, time_limit=PRICES_S).prices}
-            )
+            form = cls(problem, {"encoding": options["encoding"]})
+            with form.phase("tune_s"):
+                form.record["prices"] = dual_bound(problem, time_limit=PRICES_S).prices
             _ = form.encoded
         return form
 
@@ -174,9 +193,9 @@ class BqmForm(RemoteForm):
         """Return the model in dimod's BQM format."""
         return self.encoded.bqm.to_file()
 
-    def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
+    def decode(self, answers: Sequence[Any], connection: Connection) -> Samples:  # noqa: ARG002
         """Decode groups with several options on to the cheapest of them, and with none on to the cheapest of all."""
-        sampleset = dimod.SampleSet.from_serializable(answer.data)
+        sampleset = dimod.SampleSet.from_serializable(answers[0].data)
         return bqm_samples(self.encoded, sampleset, _times(sampleset.info))
 
 
@@ -218,9 +237,9 @@ class NonlinearForm(RemoteForm):
         """Return the model in dwave-optimization's format, without states."""
         return self.encoded.model.to_file()
 
-    def decode(self, answer: Any, connection: Connection) -> Samples:
+    def decode(self, answers: Sequence[Any], connection: Connection) -> Samples:
         """Read the choices; every state is one choice."""
-        model = self.encoded.model
+        (answer,), model = answers, self.encoded.model
         with connection.download(answer) as downloaded, tempfile.TemporaryFile() as file, model.lock():
             file.write(downloaded.read())
             file.seek(0)

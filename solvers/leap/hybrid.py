@@ -59,9 +59,9 @@ class LeapSolver(Solver):
         """Return the class of the form in which the problem is stated."""
 
     @classmethod
-    def parameters(cls, options: Mapping[str, Any], time_limit_s: float | None) -> dict[str, Any]:  # noqa: ARG003
-        """Return the parameters that are sent with the problem."""
-        return {"time_limit": time_limit_s}
+    def submissions(cls, options: Mapping[str, Any], time_limit_s: float | None) -> list[dict[str, Any]]:  # noqa: ARG003
+        """Return the parameters of each submission of a job."""
+        return [{"time_limit": time_limit_s}]
 
     @classmethod
     def option_defaults(cls) -> dict[str, Any]:
@@ -132,6 +132,7 @@ class LeapSolver(Solver):
             with search.phase("build_s"):
                 form, guess = self.stated(problem, connection, search.limit)
                 job = self.job_of(search.original, form, guess, connection, search.limit)
+            form.tell_times(search.timing)
             on_begun(job)
         search.details["job"] = str(job.path)
         with search.phase("send_s"):

@@ -5,7 +5,7 @@
 
 The file is written before anything is sent and after every step. Each problem has a unique label. If a connection broke
 during the submission, `send` looks up the label at the service and submits the problem only if it is not there. Each
-job submits at most one problem, and its file contains no token.
+job submits its problem at most once (once for each gauge of a quantum processor), and its file contains no token.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import datetime
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from solvers.leap.forms import RemoteForm, Samples
 from solvers.solution import Solution, StopReason
 from solvers.stated_search import StatedSearch
 
-FILE_KIND = FileKind("qcompress leap job", version=1)
+FILE_KIND = FileKind("qcompress leap job", version=2)
 SUFFIX = ".job.json"
 
 NOT_SENT = "NOT SENT"
@@ -54,15 +54,15 @@ class Job:
     Attributes:
         path: path of the job file; the problem's file is next to it.
         solver, options, time_limit_s: back end, options and time limit as requested.
-        label: label of the problem at the service.
+        label: label of the problem at the service (see `labels`).
         fingerprint: fingerprint of the problem.
         record: record of its encoding (see `solvers.leap.forms`).
         created: time of creation, UTC, ISO 8601.
         endpoint, remote: address of the service, and name of its solver.
         charge_s: expected charge, in seconds of solver time.
         data_id: id of the uploaded model, once it is known.
-        sending: whether the problem may have been sent.
-        problem_id: id of the submitted problem, once it is known.
+        sending: whether the next submission may have been sent.
+        problem_ids: ids of the submissions so far.
         status: last known status: NOT SENT, PENDING, IN_PROGRESS, COMPLETED, FAILED or CANCELLED.
     """
 
@@ -79,7 +79,7 @@ class Job:
     charge_s: float
     data_id: str | None = None
     sending: bool = False
-    problem_id: str | None = None
+    problem_ids: tuple[str, ...] = ()
     status: str = NOT_SENT
 
     def save(self) -> None:
@@ -96,7 +96,29 @@ class Job:
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
-            return cls(path=Path(path), **value)
+            if "problem_id" in value and (problem_id := value.pop("problem_id")) is not None:  # in version 1
+                value |= {"problem_ids": (problem_id,), "sending": False}
+            return cls(path=Path(path), **value | {"problem_ids": tuple(value.get("problem_ids", ()))})
+
+    @property
+    def problem_id(self) -> str | None:
+        """The ids of the submissions, as one text, or None before the first."""
+        return ", ".join(self.problem_ids) or None
+
+    @property
+    def submissions(self) -> list[dict[str, Any]]:
+        """The parameters of each submission."""
+        return _back_end(self.solver).submissions(self.options, self.time_limit_s)  # type: ignore[no-any-return]
+
+    @property
+    def sent(self) -> bool:
+        """Whether everything was submitted."""
+        return len(self.problem_ids) == len(self.submissions)
+
+    @property
+    def next_label(self) -> str:
+        """Label of the next submission: the job's, with a number from the second one on."""
+        return f"{self.label} {len(self.problem_ids) + 1}" if self.problem_ids else self.label
 
     def problem(self) -> Problem:
         """Return the problem that was sent.
@@ -119,7 +141,7 @@ class Job:
         """Ask the service for the problem's status, write the file and return the updated job. Sends no problem."""
         with connect(self._reach(config)) as connection:
             job = _identified(Job.load(self.path), connection)
-            return job if job.problem_id is None else _heard(job, connection.status(job.problem_id))
+            return _heard(job, list(map(connection.status, job.problem_ids))) if job.sent else job
 
     def fetch(
         self, config: Mapping[str, Any] | None = None, *, on_wait: Callable[["Job"], None] | None = None
@@ -194,7 +216,7 @@ def begin(
 
 
 def send(job: Job, connection: Connection, form: RemoteForm | None = None) -> Job:
-    """Submit the problem of a job in any state, unless the service already has it; never submits it twice.
+    """Submit what is missing of a job in any state, unless the service already has it; submits nothing twice.
 
     Args:
         job: the job; its current state is read from the file.
@@ -203,10 +225,10 @@ def send(job: Job, connection: Connection, form: RemoteForm | None = None) -> Jo
     """
     with fasteners.InterProcessLock(str(job.path.with_suffix(".lock"))):  # two processes may resume the same job
         job = _identified(Job.load(job.path), connection)
-        if job.problem_id is None and job.sending:
+        if job.sending:
             time.sleep(SETTLE_S)
             job = _identified(job, connection)
-        if job.problem_id is not None:
+        if job.sent:
             return job
         form = job.form() if form is None else form
         back_end = _back_end(job.solver)
@@ -214,11 +236,11 @@ def send(job: Job, connection: Connection, form: RemoteForm | None = None) -> Jo
         if job.data_id is None and back_end.uploads:
             with form.file() as file:
                 job = job.advanced(data_id=connection.upload(file))
-        data = {"format": "ref", "data": job.data_id} if back_end.uploads else form.data(remote)
-        params = back_end.parameters(job.options, job.time_limit_s)
-        job = job.advanced(sending=True)
-        problem_id = connection.submit(remote, form.problem_type, data, params, job.label)
-        return job.advanced(problem_id=problem_id, status="PENDING")
+        for gauge, params in list(enumerate(job.submissions))[len(job.problem_ids) :]:
+            data = {"format": "ref", "data": job.data_id} if back_end.uploads else form.data(remote, gauge)
+            job = job.advanced(sending=True)
+            job = _submitted(job, connection.submit(remote, form.problem_type, data, params, job.next_label))
+        return job
 
 
 def received(
@@ -243,10 +265,10 @@ def received(
     Raises:
         LeapProblemError: the problem failed or was cancelled.
     """
-    problem_id, pause = str(job.problem_id), FIRST_PAUSE_S
+    pause = FIRST_PAUSE_S
     while True:
-        state = connection.status(problem_id, wait_s=math.ceil(pause))
-        job = _heard(job, state)
+        states = [connection.status(problem_id, wait_s=math.ceil(pause)) for problem_id in job.problem_ids]
+        job = _heard(job, states)
         if job.status not in ("PENDING", "IN_PROGRESS"):
             break
         if on_wait is not None:
@@ -255,20 +277,21 @@ def received(
         time.sleep(pause)
         pause = min(PAUSE_GROWTH * pause, LONGEST_PAUSE_S)
     if job.status != "COMPLETED":
-        reason = getattr(state, "error_message", None) or "the service gives no reason"
+        told = [reason for state in states if (reason := getattr(state, "error_message", None))]
+        reason = ", ".join(told) or "the service gives no reason"
         raise LeapProblemError(
-            f"problem {problem_id} of job {job.path} ended as {job.status} ({reason}); submit it again as a new job"
+            f"problem {job.problem_id} of job {job.path} ended as {job.status} ({reason}); submit it again as a new job"
         )
-    done = connection.answer(problem_id)
+    done = [connection.answer(problem_id) for problem_id in job.problem_ids]
     with search.phase("decode_s"):
-        samples = _decoded(job, job.form() if form is None else form, done.answer, connection)
+        samples = _decoded(job, job.form() if form is None else form, [one.answer for one in done], connection)
         if not len(samples.choices):
             raise LeapProblemError(
-                f"the answer to problem {problem_id} of job {job.path} has no samples; submit it again as a new job"
+                f"the answer to problem {job.problem_id} of job {job.path} has no samples; submit it again as a new job"
             )
         take(problem, search, samples)
-    search.timing |= times(state, samples.timing_us)
-    search.details |= {"job": str(job.path), "problem_id": problem_id, "remote": job.remote}
+    search.timing |= times(states, samples.timing_us)
+    search.details |= {"job": str(job.path), "problem_id": job.problem_id, "remote": job.remote}
     search.details["record"] = dict(job.record)
     if "qpu_access_time" in samples.timing_us and job.solver == "qpu":
         read_s = search.timing["qpu_s"] / max(1, len(samples.choices))
@@ -276,9 +299,9 @@ def received(
     return job
 
 
-def _decoded(job: Job, form: RemoteForm, answer: Any, connection: Connection) -> Samples:
+def _decoded(job: Job, form: RemoteForm, answers: Sequence[Any], connection: Connection) -> Samples:
     try:
-        return form.decode(answer, connection)
+        return form.decode(answers, connection)
     except LeapError:
         raise
     except (
@@ -309,12 +332,21 @@ def _problem_file(folder: Path, fingerprint: str) -> Path:
 
 
 def _identified(job: Job, connection: Connection) -> Job:
-    """Return the job, with its problem id if the service already has the problem of an interrupted submission."""
-    if job.problem_id is None and job.sending and (problem_id := connection.find(job.label)) is not None:
-        return job.advanced(problem_id=problem_id, status="PENDING")
+    """Return the job, with the id of an interrupted submission if the service has it."""
+    if job.sending and (problem_id := connection.find(job.next_label)) is not None:
+        return _submitted(job, problem_id)
     return job
 
 
-def _heard(job: Job, state: Any) -> Job:
-    status = str(state.status.value)
+def _submitted(job: Job, problem_id: str) -> Job:
+    ids = (*job.problem_ids, problem_id)
+    return job.advanced(
+        problem_ids=ids, sending=False, status="PENDING" if len(ids) == len(job.submissions) else NOT_SENT
+    )
+
+
+def _heard(job: Job, states: Sequence[Any]) -> Job:
+    """Return the job with the status of all its submissions: the worst, or else the least advanced."""
+    heard = [str(state.status.value) for state in states]
+    status = next((word for word in ("FAILED", "CANCELLED", "PENDING", "IN_PROGRESS") if word in heard), heard[0])
     return job if status == job.status else job.advanced(status=status)

@@ -1,9 +1,9 @@
 """D-Wave's quantum processors as a back end: the QUBO on chains of qubits, at the dual's price of every budget.
 
-Each run is one problem with ``num_reads`` samples. The strength of the chains is derived from the model's couplings
-(uniform torque compensation). The report contains the fraction of broken chains, the number of qubits, and the time on
-the processor, separate from the time in the queue. ``simulated=True`` uses D-Wave's local mock of a processor, with the
-same embedding and decoding but without a network, and with steepest descent instead of quantum annealing.
+Each run is one problem with ``num_reads`` samples, or several that share them, one for each gauge. The report contains
+the fraction of broken chains, the number of qubits, and the time on the processor, separate from the time in the queue.
+``simulated=True`` uses D-Wave's local mock of a processor, with the same embedding, gauges and decoding but without a
+network, and with steepest descent instead of quantum annealing, so that times of an anneal are only checked.
 """
 
 import functools
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from formulations import Problem
 from formulations.reductions.scaling import normal_form
 from solvers.base import Search
-from solvers.errors import InvalidOptionError
+from solvers.errors import InvalidOptionError, UnsupportedProblemError
 from solvers.leap.hybrid import LeapBqm, LeapSolver
+from solvers.leap.processor_options import embedding_of, reads_of, refusals, schedule_of
 
 if TYPE_CHECKING:
     from solvers.leap.connection import Connection
@@ -34,9 +35,20 @@ class QuantumProcessor(LeapBqm):
     Attributes:
         num_reads: number of samples.
         annealing_time_us: time of one anneal in microseconds; None for the processor's default.
+        anneal_schedule: points (time in microseconds, anneal fraction) of a forward anneal, from (0, 0) to a
+            fraction of 1, in place of ``annealing_time_us``.
+        chain_strength: strength of the chains, relative to the one derived from the model's couplings (Ocean's uniform
+            torque compensation), so that one value serves problems of every scale; `Solution.details` has the product.
+        gauges: number of submissions among which the reads are divided; from the second one on, the signs of random
+            variables are flipped (spin-reversal transforms), the same ones in every run.
+        embedding: own embedding, a map (or its JSON file) from each variable of the QUBO (numbered from 0, as in
+            `formulations.to_bqm`) to its chain of qubits; it may have more variables than the QUBO.
         simulated: whether to use a local mock instead of the service, which needs no account.
         topology: topology of the mock: pegasus, zephyr or chimera.
         size: size of the mock's topology (16 for pegasus is a whole processor).
+
+    Raises:
+        InvalidOptionError: an option has a wrong value; what the processor takes is checked before anything is sent.
 
     >>> import tempfile
     >>> from formulations.generators.random_instances import layered_problem
@@ -51,13 +63,33 @@ class QuantumProcessor(LeapBqm):
     distributions: ClassVar[tuple[str, ...]] = (*LeapSolver.distributions, "dwave-system", "minorminer")
     uploads: ClassVar[bool] = False
     service_knows: ClassVar[str] = "the qubits in use, the time on the processor, which is charged, and the quota"
-    minima: ClassVar[Mapping[str, int]] = {"num_reads": 1}
+    minima: ClassVar[Mapping[str, float]] = {"num_reads": 1, "annealing_time_us": 0, "gauges": 1, "size": 1}
     words: ClassVar[Mapping[str, Collection[str]]] = {**LeapBqm.words, "topology": ("pegasus", "zephyr", "chimera")}
     num_reads: int = 100
     annealing_time_us: float | None = None
+    anneal_schedule: list[Any] | tuple[Any, ...] | None = None
+    chain_strength: float = 1.0
+    gauges: int = 1
+    embedding: Mapping[Any, Any] | str | None = None
     simulated: bool = False
     topology: str = "pegasus"
     size: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the options, and bring schedule and embedding to one form."""
+        super().__post_init__()
+        if not 0.0 < self.chain_strength < math.inf:
+            raise InvalidOptionError(f"option 'chain_strength' must be a number above 0, found {self.chain_strength}")
+        if self.gauges > self.num_reads:
+            raise InvalidOptionError(
+                f"{self.gauges} gauges need at least as many reads, found num_reads={self.num_reads}"
+            )
+        if self.anneal_schedule is not None:
+            if self.annealing_time_us is not None:
+                raise InvalidOptionError("set 'annealing_time_us' or 'anneal_schedule', not both")
+            object.__setattr__(self, "anneal_schedule", schedule_of(self.anneal_schedule))
+        if self.embedding is not None and not isinstance(self.embedding, str):
+            object.__setattr__(self, "embedding", embedding_of(self.embedding))
 
     @classmethod
     def form_class(cls) -> type["RemoteForm"]:
@@ -67,10 +99,11 @@ class QuantumProcessor(LeapBqm):
         return EmbeddedForm
 
     @classmethod
-    def parameters(cls, options: Mapping[str, Any], time_limit_s: float | None) -> dict[str, Any]:  # noqa: ARG003
-        """Return the parameters of a submission, which has a number of reads instead of a time limit."""
-        parameters = {"num_reads": options["num_reads"], "annealing_time": options["annealing_time_us"]}
-        return {name: value for name, value in parameters.items() if value is not None}
+    def submissions(cls, options: Mapping[str, Any], time_limit_s: float | None) -> list[dict[str, Any]]:  # noqa: ARG003
+        """Return the parameters of the submission of each gauge, with a number of reads instead of a time limit."""
+        names = {"annealing_time": "annealing_time_us", "anneal_schedule": "anneal_schedule"}
+        shared = {name: value for name, ours in names.items() if (value := options.get(ours)) is not None}
+        return [{"num_reads": reads} | shared for reads in reads_of(options["num_reads"], options.get("gauges", 1))]
 
     def stated(
         self, problem: Problem, connection: "Connection", time_limit: float | None
@@ -86,8 +119,8 @@ class QuantumProcessor(LeapBqm):
 
         seconds = time_limit if self.simulated and time_limit is not None else math.inf  # else only for the service
         form = EmbeddedForm.first(problem, remote, self.option_values, seconds)
-        parameters = self.parameters(self.option_values, None)
-        guess = access_time(form.sizes()["qubits"], remote, parameters, time_limit)
+        submissions = self.submissions(self.option_values, None)
+        guess = access_time(form.sizes()["qubits"], remote, submissions, time_limit)
         return form, replace(guess, coefficients=coefficient_report(form.encoded))
 
     def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
@@ -133,15 +166,21 @@ class QuantumProcessor(LeapBqm):
         from solvers.leap.answer import take
         from solvers.leap.embedded import EmbeddedForm
 
-        mock = self._mock
+        mock, submissions = self._mock, self.submissions(self.option_values, None)
+        if why := refusals(submissions, mock.properties):
+            raise UnsupportedProblemError("the mock of a processor cannot solve this problem: " + "; ".join(why))
         with search.phase("build_s"):
             form = EmbeddedForm.first(problem, self._simulator, self.option_values, search.remaining())
+        form.tell_times(search.timing)
         with search.phase("solve_s"):
-            mock.substitute_kwargs = {"seed": int(search.rng.integers(2**32))}  # for the sampler inside the mock
-            sampleset = mock.sample(form.on_device(mock.properties), num_reads=self.num_reads)
-            sampleset.resolve()
+            sampled: list[Any] = []
+            for gauge, parameters in enumerate(submissions):
+                if sampled and search.expired():
+                    break
+                mock.substitute_kwargs = {"seed": int(search.rng.integers(2**32))}  # for the sampler inside the mock
+                sampled.append(mock.sample(form.on_device(mock.properties, gauge), num_reads=parameters["num_reads"]))
         with search.phase("decode_s"):
-            take(problem, search, form.unembedded(sampleset, {}))
+            take(problem, search, form.unembedded(sampled, {}))
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":
         """Send ``problem`` and return its job; a simulated processor has no jobs."""

@@ -6,8 +6,10 @@ D-Wave's own libraries are imported only by the fixtures.
 import contextlib
 import types
 
+import numpy as np
 import pytest
 
+from formulations import Problem
 from tests.leap.server import TOKEN, LeapServer
 
 HYBRID = ("leap-cqm", "leap-bqm", "leap-nl")
@@ -33,6 +35,24 @@ def processor(size=24):
     from dwave.cloud.testing.mocks import qpu_clique_solver_data, qpu_problem_timing_data
 
     return qpu_clique_solver_data(size, avg_load=0.1, problem_timing_data=qpu_problem_timing_data())
+
+
+def pegasus(size=3, name="pegasus", load=0.0):
+    """A processor with chains, as the service describes it."""
+    from dwave.cloud.testing.mocks import qpu_pegasus_solver_data, qpu_problem_timing_data
+
+    timing = qpu_problem_timing_data()
+    properties = qpu_pegasus_solver_data(size, avg_load=load, problem_timing_data=timing)
+    return properties | {"identity": {"name": name, "version": {"graph_id": name}}}
+
+
+def one_large_group(options=120, others=10):
+    """Small groups and one that no small processor holds one-hot."""
+    rng, sizes = np.random.default_rng(0), [3] * others + [options]
+    names, count = [f"g{i}" for i in range(len(sizes))], sum(sizes)
+    uses = rng.integers(1, 50, count)
+    labels = [[str(j) for j in range(size)] for size in sizes]
+    return Problem(names, labels, rng.random(count), {"bytes": uses}, {"bytes": 300})
 
 
 def configure(monkeypatch, folder, endpoint, token=TOKEN):
@@ -71,3 +91,17 @@ def one_connection(leap, monkeypatch):
 
         monkeypatch.setattr(connection, "connect", same)
         yield line
+
+
+@pytest.fixture
+def processors(leap):
+    """Two of one size and a smaller one, whose loads say nothing good of the one that Ocean takes."""
+    described = (pegasus(2, "small", 0.1), pegasus(3, "b", 0.2), pegasus(3, "a", 0.9))
+    leap.solvers = {one["identity"]["name"]: one for one in described}
+    return leap
+
+
+@pytest.fixture
+def mock(tmp_path):
+    """Options for a mock that keeps its files here."""
+    return {"simulated": True, "jobs": str(tmp_path), "size": 3, "seed": 0}

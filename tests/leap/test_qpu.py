@@ -29,15 +29,9 @@ from solvers.leap.embedded import EmbeddedForm, access_time
 from solvers.leap.errors import LeapConnectionError, LeapError, LeapProblemError
 from solvers.leap.job import Job, jobs_in
 from solvers.leap.qpu import QuantumProcessor
+from tests.leap.fixtures import pegasus
 
 SPARSE = layered_problem(4, rank=0, degree=2, bits=(2, 4, 8), seed=2)
-
-
-def pegasus(size=3):
-    """A processor with chains, as the service describes it."""
-    from dwave.cloud.testing.mocks import qpu_pegasus_solver_data, qpu_problem_timing_data
-
-    return qpu_pegasus_solver_data(size, avg_load=0.0, problem_timing_data=qpu_problem_timing_data())
 
 
 @pytest.fixture
@@ -123,15 +117,17 @@ def test_nothing_is_searched_for_a_nearly_complete_model_far_beyond_the_largest_
         QuantumProcessor(**options).estimate(dense)
 
 
-def test_the_search_for_an_embedding_gets_the_time_that_is_left(mock, monkeypatch):
+def test_the_search_for_an_embedding_gets_the_time_that_is_left(mock, monkeypatch, tmp_path):
     timeouts = []
-    monkeypatch.setattr(device, "DENSE", 1.0)  # so that a search is needed
+    monkeypatch.setattr(device, "DENSE", 1.0)  # so that a search is needed; what it does not find fits as a clique
     monkeypatch.setattr(device, "find_embedding", lambda *_, timeout, **__: timeouts.append(timeout) or {})
     for limit in (7.0, None):
-        with pytest.raises(UnsupportedProblemError, match="no room was found"):
-            solve(SPARSE, "qpu", seed=0, time_limit=limit, **mock)
-        with pytest.raises(UnsupportedProblemError, match="no room was found"):
-            QuantumProcessor(**mock).estimate(SPARSE, time_limit=limit)
+        for way in ("solve", "estimate"):
+            options = mock | {"jobs": str(tmp_path / f"{way} {limit}")}
+            if way == "solve":
+                assert solve(SPARSE, "qpu", seed=0, time_limit=limit, **options).feasible
+            else:
+                assert not QuantumProcessor(**options).estimate(SPARSE, time_limit=limit).refusal
     limited, unlimited = timeouts[:2], timeouts[2:]
     assert max(limited) < 7.0
     assert min(unlimited) > 7.0
@@ -199,7 +195,7 @@ def test_parts_on_a_processor_of_the_zephyr_kind(tmp_path):
 
 
 def test_through_the_service_on_a_processor_with_chains(leap):
-    leap.solvers = {"pegasus": pegasus() | {"identity": {"name": "pegasus", "version": {"graph_id": "p3"}}}}
+    leap.solvers = {"pegasus": pegasus()}
     solution = solve(SPARSE, "qpu", num_reads=200)
     assert solution.objective == pytest.approx(optimum(SPARSE), rel=1e-9)
     assert solution.timing["qpu_s"] == pytest.approx(0.02)
@@ -232,7 +228,7 @@ def test_the_charge_is_d_waves_own_estimate(leap):
         form, guess = QuantumProcessor(num_reads=500).stated(scaled(SPARSE).problem, line, None)
         wanted = remote.estimate_qpu_access_time(num_qubits=form.sizes()["qubits"], num_reads=500) * 1e-6
         assert guess.charge_s == pytest.approx(wanted)
-        assert access_time(form.sizes()["qubits"], remote, {"num_reads": 1000}, None).charge_s > guess.charge_s
+        assert access_time(form.sizes()["qubits"], remote, [{"num_reads": 1000}], None).charge_s > guess.charge_s
 
 
 def test_parts_cost_at_most_what_the_estimate_says(leap):
@@ -258,7 +254,7 @@ def test_samples_stand_for_reads(tmp_path):
     found = dimod.SampleSet.from_samples(
         (np.ones((1, len(qubits))), qubits), energy=[0.0], num_occurrences=[5], vartype="SPIN"
     )
-    samples = form.unembedded(found, {})
+    samples = form.unembedded([found], {})
     assert samples.choices.shape == (5, 4)
     assert not samples.valid.any()
 

@@ -1,0 +1,93 @@
+"""Options of a quantum processor: their form, and whether a processor takes them. Imports none of D-Wave's packages."""
+
+import itertools
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from formulations.files import read_json
+from solvers.errors import InvalidOptionError
+
+Embedding = dict[int, list[int]]
+"""Map from each variable to its chain of qubits."""
+
+Schedule = tuple[tuple[float, float], ...]
+"""Points of an anneal: time in microseconds, and anneal fraction from 0 to 1."""
+
+
+def schedule_of(points: Any) -> Schedule:
+    """Return the points of an anneal schedule, checked as far as this needs no processor.
+
+    Raises:
+        InvalidOptionError: the points are no forward anneal: from (0, 0) to a fraction of 1, times rising, fractions
+            not falling.
+
+    >>> schedule_of([[0, 0], [10, 0.4], [30, 0.4], [40, 1]])
+    ((0.0, 0.0), (10.0, 0.4), (30.0, 0.4), (40.0, 1.0))
+    """
+    try:
+        schedule = tuple((float(t_us), float(fraction)) for t_us, fraction in points)
+    except (TypeError, ValueError) as error:
+        raise InvalidOptionError(
+            f"option 'anneal_schedule' must be pairs of a time in microseconds and a fraction, found {points!r}"
+        ) from error
+    steps = list(itertools.pairwise(schedule))
+    begins = bool(steps) and schedule[0] == (0.0, 0.0) and schedule[-1][1] == 1.0 and math.isfinite(schedule[-1][0])
+    if not begins or not all(t0 < t1 and s0 <= s1 for (t0, s0), (t1, s1) in steps):
+        raise InvalidOptionError(
+            "option 'anneal_schedule' must begin at (0, 0) and end at fraction 1, with times that rise and fractions "
+            f"that do not fall (reverse annealing is not offered), found {points!r}"
+        )
+    return schedule
+
+
+def embedding_of(embedding: Mapping[Any, Any] | str) -> Embedding:
+    """Return an embedding, or the content of its JSON file, with whole numbers as variables and qubits.
+
+    Raises:
+        InvalidOptionError: it does not map numbers to lists of numbers, or the file cannot be read.
+        FileFormatError: the file does not hold a JSON object.
+
+    >>> embedding_of({"0": [3, 7], "1": (4,)})
+    {0: [3, 7], 1: [4]}
+    """
+    if isinstance(embedding, str):
+        try:
+            embedding = read_json(embedding, "embedding")
+        except OSError as error:
+            raise InvalidOptionError(f"option 'embedding': {error}") from error
+    try:
+        return {int(v): [operator.index(qubit) for qubit in chain] for v, chain in embedding.items()}
+    except (TypeError, ValueError) as error:
+        raise InvalidOptionError(
+            f"option 'embedding' must map each variable (0, 1, ...) to a list of qubits: {error}"
+        ) from error
+
+
+def reads_of(num_reads: int, gauges: int) -> list[int]:
+    """Divide the reads among the gauges.
+
+    >>> reads_of(100, 3)
+    [34, 33, 33]
+    """
+    return [num_reads // gauges + (k < num_reads % gauges) for k in range(gauges)]
+
+
+def refusals(submissions: Sequence[Mapping[str, Any]], properties: Mapping[str, Any]) -> list[str]:
+    """Say why a processor with these properties does not take the parameters of submissions, with what it takes."""
+    why = []
+    least, most = properties.get("num_reads_range", (1, math.inf))
+    if wrong := [reads for one in submissions if not least <= (reads := one["num_reads"]) <= most]:
+        why.append(f"num_reads={wrong[0]}, it takes {least} to {most}")
+    shortest, longest = properties.get("annealing_time_range", (0.0, math.inf))
+    time_us, schedule = submissions[0].get("annealing_time"), submissions[0].get("anneal_schedule", ())
+    if time_us is not None and not shortest <= time_us <= longest:
+        why.append(f"annealing_time_us={time_us:g}, it takes {shortest:g} to {longest:g}")
+    if len(schedule) > (points := properties.get("max_anneal_schedule_points", math.inf)):
+        why.append(f"an anneal schedule of {len(schedule)} points, it takes at most {points}")
+    if schedule and schedule[-1][0] > longest:
+        why.append(f"an anneal schedule of {schedule[-1][0]:g} microseconds, it takes at most {longest:g}")
+    if any((s1 - s0) * shortest > (t1 - t0) * (1 + 1e-9) for (t0, s0), (t1, s1) in itertools.pairwise(schedule)):
+        why.append(f"an anneal schedule steeper than 1/{shortest:g} per microsecond")
+    return why
