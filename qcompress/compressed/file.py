@@ -144,7 +144,7 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
             f"{without[0]!r} of the given model is on the meta device, where nothing can be loaded: make the model on "
             "the CPU or an accelerator"
         )
-    compose_(model, contents.state)
+    compose_(model, {*contents.state, *(name for item in contents.parts for name in item.part.state_names)})
     if contents.cuts or contents.bypasses:
         earlier = record_of(model)  # the given model may itself be the result of an earlier removal
         bypasses = tuple(item for item in contents.bypasses if item not in bypasses_in(model))

@@ -1,24 +1,27 @@
-"""Computed weights: parametrizations, weight and spectral normalisation, pruning masks.
+"""Computed weights: parametrizations, weight and spectral normalisation, pruning masks, expanded tensors.
 
 Such a module multiplies with the computed result, so this is what is measured and stored: a plain parameter of the same
-name that gives the same outputs. `composed` replaces computed weights temporarily, `compose_` permanently.
+name that gives the same outputs. Parameters and buffers whose numbers share memory with each other (`Tensor.expand`)
+cannot be written to, so they get memory of their own. `composed` replaces all these temporarily, `compose_`
+permanently.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from qcompress.model import forward as forwards
+from qcompress.model.tensors import extent_of, held_tensors, size_bytes
 
 
 def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
-    """Replace computed weights of ``model`` by plain parameters, in place.
+    """Replace computed weights of ``model`` by plain parameters, and expanded tensors by full ones, in place.
 
     Args:
         model: the model; it computes the same as before, in evaluation mode.
@@ -32,6 +35,8 @@ def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
     >>> sorted(dict(layer.named_parameters())), type(layer).__name__
     (['bias', 'weight'], 'Linear')
     """
+    for tensor in _expanded(model):
+        tensor.data = tensor.detach().contiguous()
     composed = [
         module
         for path, module in model.named_modules()
@@ -47,15 +52,33 @@ def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def composed(model: nn.Module) -> Iterator[None]:
-    """Replace computed weights of ``model`` by plain parameters inside a ``with`` block."""
-    before = [(module, type(module), _attributes(module)) for module in model.modules() if _computed(module)]
+    """Do the same as `compose_`, inside a ``with`` block."""
+    expanded = [(tensor, tensor.data) for tensor in _expanded(model)]
+    with put_back(module for module in model.modules() if _computed(module)):
+        try:
+            compose_(model)
+            yield
+        finally:
+            for tensor, data in expanded:
+                tensor.data = data
+
+
+@contextlib.contextmanager
+def put_back(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """A ``with`` block after which modules have the class and the attributes, hooks included, that they had before."""
+    before = [(module, type(module), _attributes(module)) for module in modules]
     try:
-        compose_(model)
         yield
     finally:
         for module, kind, attributes in before:
             module.__class__ = kind
             _restore(module, attributes)
+
+
+def _expanded(model: nn.Module) -> list[Tensor]:
+    """Return the parameters and buffers that have more numbers than memory."""
+    extents = [(item.tensor, extent_of(item.tensor)) for item in held_tensors(model)]
+    return [tensor for tensor, extent in extents if extent and extent[2] - extent[1] < size_bytes(tensor)]
 
 
 def _computed(module: nn.Module) -> list[str]:

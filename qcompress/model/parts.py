@@ -8,7 +8,7 @@ listed.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -66,7 +66,12 @@ class Part:
     @property
     def state_name(self) -> str:
         """The weight's name in the state dict."""
-        return f"{self.modules[0]}.{self.parameter}".lstrip(".")
+        return self.state_names[0]
+
+    @property
+    def state_names(self) -> list[str]:
+        """The names that the weight has in the state dict of the original."""
+        return [f"{module}.{self.parameter}".lstrip(".") for module in self.modules]
 
     def site(self, model: nn.Module) -> Site:
         """Return the weight's site in ``model``.
@@ -113,6 +118,7 @@ class Survey:
         tried: name of a part → why calls of its layer do not show the effect of its options.
         num_batches: number of batches in the data.
         selecting: paths of the modules that select by the largest of computed numbers (`qcompress.model.selections`).
+        needed: name of a part → why the network needs its layer itself, so that no other can replace it.
     """
 
     parts: tuple[Part, ...]
@@ -122,6 +128,7 @@ class Survey:
     tried: dict[str, str]
     num_batches: int
     selecting: tuple[str, ...]
+    needed: dict[str, str] = field(default_factory=dict)
 
 
 def survey(

@@ -8,8 +8,19 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from qcompress import apply, compress, formulate, load_compressed, measure, prune_quantize, save_compressed, solve
+from qcompress import (
+    apply,
+    compress,
+    formulate,
+    load_compressed,
+    low_rank,
+    measure,
+    prune_quantize,
+    save_compressed,
+    solve,
+)
 from qcompress.model.composed import compose_, composed
+from tests.measurements import solution
 
 OPTIONS = prune_quantize(bits=(4, 8), sparsity=(0,))
 
@@ -67,6 +78,20 @@ def test_computed_weights_are_stored_as_they_are_used(kind: str, tmp_path: Path)
     loaded = load_compressed(saved.path, lambda: network(kind))
     assert torch.equal(loaded(batch()), smaller.eval()(batch()))
     assert torch.equal(model(batch()), before)
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_computed_weights_are_replaced_by_smaller_layers(kind: str, tmp_path: Path) -> None:
+    options = low_rank(ranks=(2,), kinds=("channels",)) + OPTIONS
+    result = compress(network(kind), [batch()], budget={"bytes": 0.95}, options=low_rank(ranks=(2,)), folder=tmp_path)
+    assert result.report.parts[0].option == "rank 2, whitened"
+    loaded = load_compressed(tmp_path / "model.safetensors", lambda: network(kind))
+    assert torch.equal(loaded(batch()), result.model(batch()))
+    measurement = measure(network(kind), [batch()], options)
+    for choice in range(len(measurement.transforms[0])):
+        smaller = apply(network(kind), measurement, solution([choice, 0]))
+        saved = save_compressed(smaller, tmp_path / "one")
+        assert torch.equal(load_compressed(saved.path, lambda: network(kind))(batch()), smaller(batch()))
 
 
 def test_compress_takes_a_computed_weight() -> None:
