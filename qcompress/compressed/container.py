@@ -19,6 +19,7 @@ from formulations.files import AnyPath
 from qcompress.compressed.index import Contents, Described, dtype_name, pack_index, unpack_index
 from qcompress.compressed.record import CompressedPart
 from qcompress.errors import ArtefactError
+from qcompress.model.loose import loose_state
 from qcompress.model.parts import Part
 from qcompress.model.tensors import EXTRA_STATE, bytes_of, held_tensors
 from qcompress.options import transform_from_json
@@ -90,8 +91,14 @@ def require_tensors(model: nn.Module) -> None:
     """Check that a file can hold the state of a model.
 
     Raises:
-        ArtefactError: a module has extra state that is not a tensor, or a tensor is sparse.
+        ArtefactError: a module has extra state that is not a tensor, a tensor is sparse, or a parameter is in a plain
+            attribute.
     """
+    if loose := loose_state(model):
+        raise ArtefactError(
+            f"{loose[0]!r} is a parameter or buffer that PyTorch does not see, in a plain attribute, list, dict or "
+            "object: no file can hold it. Use nn.ParameterList, nn.ParameterDict, register_parameter or register_buffer"
+        )
     for path, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             extra = module.get_extra_state()

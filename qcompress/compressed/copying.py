@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 from qcompress.model.composed import composed
-from qcompress.model.dispatch import Watching
+from qcompress.model.dispatch import Reading
 from qcompress.model.plain_state import plain_tensors
 from qcompress.model.tensors import Held, Memory, held_tensors, overlapping
 
@@ -117,22 +116,8 @@ def _shared(what: str) -> ModelError:
     return ModelError(f"a copy of the model goes on using the original: {what}; {_IN_PLACE}")
 
 
-class _Reading(Watching):
-    """Record the first tensor in the original's memory that any operation reads."""
-
-    def __init__(self, original: Memory) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.original, self.read = original, ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in tree_leaves((args, kwargs or {})):
-            if isinstance(value, Tensor) and not self.read:
-                self.read = self.original.owner_of(value) or ""
-        return func(*args, **(kwargs or {}))
-
-
 def _require_own_run(trial: nn.Module, original: Memory, batch: Any, forward: forwards.Forward | None) -> None:
-    reading = _Reading(original)
+    reading = Reading(original)
     with (
         torch.random.fork_rng(devices=()),
         forwards.evaluating(trial),
@@ -141,10 +126,10 @@ def _require_own_run(trial: nn.Module, original: Memory, batch: Any, forward: fo
         forwards.first_pass(batch),
     ):
         forwards.run(trial, batch, forward)
-    if reading.read:
+    for name in reading.names:
         raise _shared(
-            f"its forward pass reads the original's {reading.read!r} (a forward, a hook or the given forward= refers "
-            "to the original instead of the model that it is called with)"
+            f"its forward pass reads the original's {name!r} (a forward, a hook or the given forward= refers to the "
+            "original instead of the model that it is called with)"
         )
 
 

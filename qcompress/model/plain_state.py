@@ -66,14 +66,16 @@ def kept(model: nn.Module) -> Iterator[None]:
 
 
 def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Name → tensor of all tensors in plain attributes of ``model``.
+    """Name → tensor of all tensors in plain attributes of ``model``, parameters included.
 
     >>> model = nn.Linear(2, 2)
     >>> model.seen = [torch.ones(1)]
     >>> list(plain_tensors(model))
     ['seen[0]']
     """
-    return {name: value for name, value in _Contents(model).arrays.items() if isinstance(value, Tensor)}
+    contents = PlainContents(model)
+    arrays = {name: value for name, value in contents.arrays.items() if isinstance(value, Tensor)}
+    return {**arrays, **contents.parameters}
 
 
 class PlainState:
@@ -84,7 +86,7 @@ class PlainState:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        contents = _Contents(model)
+        contents = PlainContents(model)
         self._before = contents.holders
         self._structure = {id(module): _structure(module) for module in contents.modules}
         self._arrays = [
@@ -123,19 +125,21 @@ def release(tensor: Tensor) -> None:
         tensor.detach_()
 
 
-class _Contents:
+class PlainContents:
     """Everything that is reached from the plain attributes of a model.
 
     Attributes:
         modules: the model's modules, and modules in plain lists and dicts.
         holders: name, object and shallow copy of the content of everything that holds other values.
         arrays: name → tensor or array.
+        parameters: name → parameter in a plain attribute.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules: list[nn.Module] = []
         self.holders: list[tuple[str, Any, Any]] = []
         self.arrays: dict[str, Any] = {}
+        self.parameters: dict[str, nn.Parameter] = {}
         self._known: set[int] = set()
         self._add("", model, DEPTH)
 
@@ -143,7 +147,10 @@ class _Contents:
         if isinstance(value, (*_SCALARS, torch.jit.ScriptModule)) or id(value) in self._known:
             return  # a scripted module has no attributes in Python
         self._known.add(id(value))
-        if isinstance(value, (Tensor, np.ndarray)) and not isinstance(value, nn.Parameter):
+        if isinstance(value, nn.Parameter):
+            self.parameters[name] = value
+            return
+        if isinstance(value, (Tensor, np.ndarray)):
             self.arrays[name] = value
             return
         if isinstance(value, tuple):

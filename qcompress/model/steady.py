@@ -90,10 +90,10 @@ class Steady:
                 forwards.run_on(model, batch, self)
                 following = forwards.run_on(model, batch, self)
                 changed = state.put_back()
-                if _difference(first, following) > SAME:
+                if relative_difference(first, following) > SAME:
                     self.moved |= changed
             second = forwards.run(model, batch, self)
-        if (difference := _difference(first, second)) > SAME:
+        if (difference := relative_difference(first, second)) > SAME:
             raise ModelError(
                 "the model gives another output when the same batch is run again (difference "
                 f"{difference:.2g} of the largest output), with the same seeds of torch, numpy and random, buffers and "
@@ -182,7 +182,7 @@ def _kept_parameters(model: nn.Module) -> Iterator[None]:
         raise _changing(changed)
 
 
-def _difference(first: Tensor, second: Tensor) -> float:
+def relative_difference(first: Tensor, second: Tensor) -> float:
     """Return the largest difference, relative to the largest number of ``first``."""
     if first.shape != second.shape:
         return float("inf")

@@ -26,6 +26,7 @@ from qcompress.guard import Guarded
 from qcompress.measurement import Measurement, has_choice
 from qcompress.measuring.true_loss import sample_losses, standard_error
 from qcompress.model import forward as forwards
+from qcompress.model.loose import constants_read
 from qcompress.model.losses import as_loss
 from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
@@ -259,6 +260,7 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
     asked = {name: limit for name, limit in outcome.problem.budgets.items() if name != request.minimize}
     yield from loose(asked, request.original_of(measurement))
     yield from _of_file(outcome.smaller)
+    yield from _of_constants(request)
     yield from cautions.of_latency(outcome.problem.budgets.get(LATENCY), outcome.latency_measured_s)
 
 
@@ -269,6 +271,20 @@ def _of_file(model: nn.Module) -> Iterator[str]:
             require_tensors(model)
     except ArtefactError as error:
         yield f"save_compressed() would refuse this model: {error}"
+
+
+def _of_constants(request: Request) -> Iterator[str]:
+    """Warn of tensors that the model computes with and that `qcompress.save_compressed` leaves out."""
+    calibration = request.calibration
+    if request.engine is not None or opened_of(calibration.model) is not None:
+        return
+    if names := constants_read(request.copied, calibration.first_batch(), calibration.forward):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        yield (
+            f"save_compressed() leaves out plain tensors that the model computes with ({', '.join(names[:3])}{more}): "
+            "load_compressed() takes them from the model that model_factory makes. With register_buffer a file holds "
+            "them"
+        )
 
 
 def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
