@@ -188,6 +188,7 @@ class BlockedEmbedding(Foldable):
     ([[4.0, 5.0], [2.0, 3.0]], [1, 0, 2])
     """
 
+    own_buffers = ("position",)
     position: Tensor
 
     def __init__(self, embedding: nn.Embedding, blocks: VocabularyBlocks) -> None:
@@ -241,7 +242,7 @@ class BlockedEmbedding(Foldable):
 
 @outside_modes
 def split_vocabulary_(model: Model, name: str, blocks: VocabularyBlocks) -> Model:
-    """Replace the Embedding called ``name`` by a `BlockedEmbedding`, in place; do this before measuring.
+    """Turn the Embedding called ``name`` into a `BlockedEmbedding`, in place; do this before measuring.
 
     For `load_compressed`, use a ``model_factory`` that does the same with blocks of the same sizes; the assignment of
     words is read from the file. `qcompress.fold_` restores one dense Embedding.
@@ -285,7 +286,7 @@ def split_vocabulary_(model: Model, name: str, blocks: VocabularyBlocks) -> Mode
         raise ModelError(f"{name!r} cannot be split: its weight is shared with {', '.join(owners)}")
     if len(blocks.block) != embedding.num_embeddings:
         raise OptionsError(f"the blocks have {len(blocks.block)} words, {name!r} has {embedding.num_embeddings}")
-    replace_(model, embedding, BlockedEmbedding(embedding, blocks))
+    replace_(embedding, BlockedEmbedding(embedding, blocks))
     return model
 
 

@@ -386,10 +386,25 @@ def test_blocks_can_be_fine_tuned(tmp_path: Path) -> None:
     assert torch.equal(load_compressed(saved.path, bag)(data[0]), tuned(data[0]))
 
 
+def test_a_split_layer_keeps_its_hooks_and_what_refers_to_it() -> None:
+    torch.manual_seed(0)
+    model, ids = nn.Sequential(nn.Embedding(20, 6)), torch.randint(20, (3, 5))
+    model[0].register_forward_hook(lambda layer, given, output: 2 * output)
+    model.order = [model[0]]  # type: ignore[assignment]
+    expected = model(ids)
+    split_vocabulary_(model, "0", vocabulary_blocks(torch.arange(20), 2))
+    assert model.order == [model[0]]
+    torch.testing.assert_close(model(ids), expected)
+    fold_(model)
+    assert [name for name, _ in model.named_parameters()] == ["0.weight"]
+    assert not list(model.buffers())
+    torch.testing.assert_close(model(ids), expected)
+
+
 def test_what_stands_for_an_embedding_takes_its_words_by_the_same_keyword() -> None:
     torch.manual_seed(0)
     embedding, ids = nn.Embedding(20, 6), torch.randint(20, (3, 5))
-    model = nn.Sequential(embedding)
+    model = nn.Sequential(copy.deepcopy(embedding))
     split = split_vocabulary_(model, "0", vocabulary_blocks(torch.arange(20), 2))[0]
     torch.testing.assert_close(split(input=ids), embedding(input=ids))
     whole = factored(embedding, {"basis": torch.eye(6), "codes": embedding.weight.detach()})

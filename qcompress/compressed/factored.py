@@ -1,6 +1,7 @@
 """Factored layers, which replace one layer of a model by a product of smaller ones.
 
-A factored layer is an `nn.Sequential` with named members, so its state dict reads ``fc.reduce.weight``,
+A layer is replaced in place: the object, its hooks and its attributes stay, its class and its weights change. A
+factored layer is an `nn.Sequential` with named members, so its state dict reads ``fc.reduce.weight``,
 ``fc.expand.weight``, ``fc.expand.bias``. The members' weights are the factors of a `Factorisation`, in its order, so
 that they can be folded back into one dense layer at any time.
 
@@ -11,7 +12,7 @@ input had been padded.
 """
 
 from collections import OrderedDict
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,13 @@ class DenseWeight(Tensor):
 
 
 class Foldable(nn.Module):
-    """A module that replaces one dense layer and can be converted back to it."""
+    """A module that replaces one dense layer and can be converted back to it.
+
+    Attributes:
+        own_buffers: names of the buffers that the dense layer does not have.
+    """
+
+    own_buffers: ClassVar[tuple[str, ...]] = ()
 
     def to_dense(self) -> nn.Module:
         """Return the dense layer."""
@@ -271,16 +278,30 @@ def fold_(model: Model) -> Model:
     for module in reversed(list(model.modules())):  # inner modules first
         activations.detach(module)
         if isinstance(module, Foldable):
-            replace_(model, module, module.to_dense().train(module.training))
+            replace_(module, module.to_dense())
     return model
 
 
-def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Replace ``old`` by ``new`` wherever it is a child of a module in ``model``."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
+def replace_(layer: nn.Module, other: nn.Module) -> None:
+    """Turn a layer into ``other``, in place: it stays the same object and keeps its hooks, attributes and mode.
+
+    So whatever refers to the layer, such as a plain list, runs ``other`` as well.
+
+    Args:
+        layer: a dense layer without modules of its own, or a `Foldable` in place of one.
+        other: what it becomes; its weights are shared.
+    """
+    layer._modules.clear()
+    for name in ("weight", "bias"):
+        layer._parameters.pop(name, None)
+    for name in getattr(layer, "own_buffers", ()):
+        layer._buffers.pop(name)
+    for name, value in vars(other).items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            vars(layer)[name].update(value)
+        else:
+            vars(layer).setdefault(name, value)
+    layer.__class__ = type(other)
 
 
 def _conv(

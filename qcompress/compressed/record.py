@@ -158,7 +158,7 @@ def install_(model: nn.Module, parts: Sequence[CompressedPart]) -> None:
             for path in modules:
                 rounding.attach(model.get_submodule(path))
         if factors := items[0].factors:
-            replace_(model, site.module, factored(site.module, factors))
+            replace_(site.module, factored(site.module, factors))
             continue
         rows = site.rows.clone()
         for item in items:

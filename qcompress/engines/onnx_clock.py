@@ -119,7 +119,7 @@ class Clock:
                     for name, factor in targets.items()
                 }
                 dense = model.get_submodule(path)
-                replace_(model, dense, factored(dense, means))
+                replace_(dense, factored(dense, means))
                 coded += [((f"{path}.{name}",), option.then, factor) for name, factor in targets.items()]
             traced = onnx_tracing.trace(model, batch)
         coded += [

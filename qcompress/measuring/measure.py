@@ -24,6 +24,7 @@ from qcompress.measuring.kept_codes import KeptCodes
 from qcompress.measuring.memory import require_memory, return_free_memory
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.replacing import told, tried_out
 from qcompress.measuring.stopping import Stop
 from qcompress.measuring.streamed.measure import measure_streamed
 from qcompress.measuring.sums import Sums
@@ -217,12 +218,12 @@ def _measured_in_memory(
         run.require_same(model, forwards.first_batch(batches))
         inventory = survey(model, batches, run, granularity, loss=measured, left_out=offered.left_out)
         per_part, notes = calibrated_options(inventory.parts, offered)
+        inventory = tried_out(model, inventory, per_part, forwards.first_batch(batches), run)
         seen = _statistics(model, batches, run, inventory.parts, per_part)
         kept = KeptCodes(None if cache is None else Path(f"{cache}.codes"))
         candidates, errors = fitted(
             model, inventory.parts, per_part, on_encode=on_encode, kept=kept, **seen.arguments()
         )
-        settings = [fingerprint, method, granularity, None if cache is None else calibration.digests()]
         sums = accumulate(
             model,
             batches,
@@ -231,7 +232,7 @@ def _measured_in_memory(
             method,
             seed,
             run,
-            settings,
+            [fingerprint, method, granularity, None if cache is None else calibration.digests()],
             tried=inventory.tried,
             jobs=jobs,
             cache=cache,
@@ -272,6 +273,7 @@ def _stated(
 ) -> Measurement:
     """Assemble the measurement from the results of the passes over the data."""
     shared = {id(table): table.numpy() for table in seen.moments.values()}
+    no_choice, more = told(inventory, candidates.transforms)
     return Measurement(
         parts=inventory.parts,
         transforms=candidates.transforms,
@@ -294,7 +296,8 @@ def _stated(
         moments=MappingProxyType({name: shared[id(table)] for name, table in seen.moments.items()}),
         num_inputs=MappingProxyType(seen.num_inputs),
         tried=MappingProxyType(sums.tried),
-        notes=notes,
+        notes=(*more, *notes),
+        no_choice=MappingProxyType(no_choice),
         codes=candidates.codes,
         squares=MappingProxyType({name: values.numpy() for name, values in seen.squares.items()}),
     )

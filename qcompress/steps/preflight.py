@@ -31,7 +31,8 @@ from qcompress.errors import DataError, EngineError, NotFiniteError, OptionsErro
 from qcompress.measurement import without_choice
 from qcompress.measuring.channel_latency import require_separate
 from qcompress.measuring.channels import offers_channels
-from qcompress.measuring.options_by_layer import Offered
+from qcompress.measuring.options_by_layer import Offered, calibrated_options
+from qcompress.measuring.replacing import tried_out
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
 from qcompress.model.parts import UNCALLED, Part, Survey, survey
@@ -139,15 +140,7 @@ def require_possible(request: Request) -> None:
     """
     if not is_surveyed(request):
         return
-    calibration = request.calibration
-    inventory = survey(
-        request.copied,
-        [first_of(calibration.model, calibration.first_batch())],
-        steady(calibration.forward, calibration.seed),
-        request.granularity,
-        loss=calibration.loss,
-        left_out=request.offered.left_out,
-    )
+    calibration, inventory = request.calibration, _surveyed(request)
     resources, limits, asked_of = _resources(request, inventory), {}, {}
     unreached = sum(item.size_bytes for item in inventory.skipped if item.reason == UNCALLED)
     fixed = {**inventory.fixed, "bytes": inventory.fixed["bytes"] - unreached}
@@ -184,6 +177,20 @@ def require_possible(request: Request) -> None:
         hint = remedy(problem, asked_of, original) + fixed_use(problem, inventory, kept)
         error.args = (f"{error}{hint}{not_lowered(problem, inventory, kept)}{_not_fitting(request, inventory)}",)
         raise
+
+
+def _surveyed(request: Request) -> Survey:
+    """Return the parts that one batch reaches, as `measure` would make them."""
+    calibration, model = request.calibration, request.copied
+    batch, run = first_of(calibration.model, calibration.first_batch()), steady(calibration.forward, calibration.seed)
+    inventory = survey(
+        model, [batch], run, request.granularity, loss=calibration.loss, left_out=request.offered.left_out
+    )
+    if opened_of(model) is not None:
+        return inventory
+    options, _ = calibrated_options(inventory.parts, request.offered)
+    with forwards.evaluating(model):
+        return tried_out(model, inventory, options, batch, run)
 
 
 def is_surveyed(request: Request) -> bool:

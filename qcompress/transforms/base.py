@@ -51,8 +51,8 @@ class Target:
         dtype: dtype of the weight.
         macs: multiply-accumulates per sample through these rows when dense.
         whole: whether the rows are all rows of the layer.
-        replaceable: whether the layer can be replaced by other layers (it is called as a module, is not grouped and
-            its weight is not shared with another module).
+        replaceable: whether the layer can be replaced by other layers (it is called as a module, is not grouped, its
+            weight is not shared with another module, and the network asks nothing else of it).
         window: the window of a replaceable Conv2d, else None.
         lookups: rows looked up per sample in a replaceable Embedding.
         common_input: whether all rows are multiplied with the same input, so that `measure` can collect its second

@@ -572,7 +572,7 @@ def test_macs_are_counted_over_calls_on_maps_of_several_sizes(form: str) -> None
     (part,) = survey(model, [x]).parts
     transform = LowRank(ranks=(2, 3) if form == "tucker" else 2, form=form, slices=2 if form == "sliced" else 1)
     weight = Weight(part.weight(model), part.target)
-    replace_(model, model.layer, factored(model.layer, transform.factors(transform.encode(weight), part.target)))
+    replace_(model.layer, factored(model.layer, transform.factors(transform.encode(weight), part.target)))
     with FlopCounterMode(display=False) as counter:
         model(x)
     assert counter.get_total_flops() == pytest.approx(2 * len(x) * transform.macs(part.target))
@@ -658,8 +658,8 @@ class Reused(nn.Module):
 def test_a_layer_under_several_names_is_replaced_under_all_and_folded_back(form: str) -> None:
     model = Reused()
     original = copy.deepcopy(model.state_dict())
-    replace_(model, model.first, factored(model.first, {"reduce": torch.ones(2, 8), "expand": torch.ones(8, 2)}))
-    replace_(model, model.inner[1], small_conv(form, model.inner[1]))
+    replace_(model.first, factored(model.first, {"reduce": torch.ones(2, 8), "expand": torch.ones(8, 2)}))
+    replace_(model.inner[1], small_conv(form, model.inner[1]))
     assert isinstance(model.first, FactoredLinear)
     assert model.inner[0] is model.first
     copied = copy.deepcopy(model)

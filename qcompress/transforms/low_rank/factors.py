@@ -108,7 +108,10 @@ class _Factored(Offer):
         if target.layer == "Embedding" and self.form != "channels":
             return f"an Embedding has no kernel and no input channels: {self.form!r} does not fit"
         if not (target.whole and target.replaceable):
-            return "a block of channels, a grouped or a shared layer cannot be replaced by smaller layers"
+            return (
+                "a block of channels, a grouped or shared layer, or one that the network uses other than by calling it "
+                "cannot be replaced by smaller layers"
+            )
         return self.layout(target).why_not(target)
 
 

@@ -1,0 +1,152 @@
+"""Which layers can be replaced by smaller ones: the network uses nothing of them that the smaller ones lack.
+
+A network may read a layer's attributes, ask for its class, or reach its weight by another way than through the layer.
+So before anything is measured, a batch is run with modules in place of the layers that compute exactly the same; the
+weights themselves are zero meanwhile.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.compressed.factored import factored, replace_
+from qcompress.measurement import has_choice
+from qcompress.model import forward as forwards
+from qcompress.model.composed import put_back
+from qcompress.model.layers import weight_of
+from qcompress.model.parts import Part, Survey
+from qcompress.model.plain_state import plain_tensors
+from qcompress.model.sites import Site
+from qcompress.model.steady import SAME, Steady, relative_difference
+from qcompress.model.tensors import Held, held_tensors, overlapping
+from qcompress.options import Options
+from qcompress.transforms.base import Transform
+
+
+def tried_out(model: nn.Module, inventory: Survey, options: Mapping[str, Options], batch: Any, run: Steady) -> Survey:
+    """Return the survey that says which layers the network needs itself, among those that smaller ones could replace.
+
+    Args:
+        model: the model, in evaluation mode; it is as before afterwards.
+        inventory: its parts.
+        options: options by part name.
+        batch: the batch that is run.
+        run: how to run it.
+    """
+    needed = _irreplaceable(model, inventory.parts, options, batch, run)
+    parts = tuple(
+        replace(part, target=replace(part.target, replaceable=False, window=None, lookups=0.0))
+        if part.name in needed
+        else part
+        for part in inventory.parts
+    )
+    return replace(inventory, parts=parts, needed=needed)
+
+
+def _irreplaceable(
+    model: nn.Module, parts: Sequence[Part], options: Mapping[str, Options], batch: Any, run: Steady
+) -> dict[str, str]:
+    sites = {
+        part.name: part.site(model)
+        for part in parts
+        if any(offer.replaces_layer(part.target) for offer in options[part.name].offers)
+    }
+    if not sites:
+        return {}
+    found = _held_elsewhere(model, sites)
+    found |= {name: why for name, site in sites.items() if (why := _why_more(site.module))}
+    left = {name: site.module for name, site in sites.items() if name not in found}
+    with torch.no_grad():
+        expected = forwards.run(model, batch, run)
+        if _why_not(model, left.values(), batch, run, expected):
+            for name, layer in left.items():
+                if why := _why_not(model, [layer], batch, run, expected):
+                    found[name] = why
+    return found
+
+
+def told(inventory: Survey, transforms: Sequence[Sequence[Transform]]) -> tuple[dict[str, str], list[str]]:
+    """Return why parts have no choice, and notes on those that have other options."""
+    no_choice, notes = {}, []
+    for part, options in zip(inventory.parts, transforms, strict=True):
+        why = inventory.needed.get(part.name)
+        if why is not None and has_choice(options):
+            notes.append(f"{part.name}: not replaced by smaller layers, {why}")
+        elif why is not None:
+            no_choice[part.name] = f"it cannot be replaced by smaller layers: {why}"
+    return no_choice, notes
+
+
+def _held_elsewhere(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
+    """Return the names of those whose weight is also held by something else, and what."""
+    names = {id(site.weight): name for name, site in sites.items()}
+    own = [Held(name=name, tensor=site.weight, module=site.module, key="") for name, site in sites.items()]
+    plain = [Held(name=name, tensor=tensor, module=model, key="") for name, tensor in plain_tensors(model).items()]
+    found = {
+        names[id(item.tensor)]: item.name
+        for item in [*held_tensors(model), *plain]
+        if id(item.tensor) in names and item.module is not sites[names[id(item.tensor)]].module
+    }
+    found |= {names[key]: other for key, other in overlapping([*own, *plain]).items() if key in names}
+    return {name: f"{other!r} refers to its weight" for name, other in found.items()}
+
+
+def _why_more(layer: nn.Module) -> str:
+    """Return what a layer has that a smaller one would not keep, or an empty string."""
+    if layer._modules:
+        return "it holds modules of its own"
+    return "its class has extra state" if type(layer).get_extra_state is not nn.Module.get_extra_state else ""
+
+
+def _why_not(model: nn.Module, layers: Iterable[nn.Module], batch: Any, run: Steady, expected: Tensor) -> str:
+    """Return why the model does not run alike with modules in place of layers, or an empty string."""
+    try:
+        with _replaced(layers):
+            output = forwards.run(model, batch, run)
+    except Exception as error:  # the model's own code may raise anything
+        return f"the network needs the layer itself ({type(error).__name__}: {error})"
+    if relative_difference(expected, output) > SAME:
+        return "the network uses it other than by calling it, and gives another output with a module in its place"
+    return ""
+
+
+@contextlib.contextmanager
+def _replaced(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """A ``with`` block in which factored layers are in place of others and compute the same; the weights are zero."""
+    layers = list(layers)
+    weights = [(weight, weight.data) for weight in map(weight_of, layers)]
+    try:
+        with put_back(layers):
+            for layer in layers:
+                _replace_by_equal(layer)
+            for weight, data in weights:
+                weight.data = data.new_zeros(()).expand(data.shape)
+            yield
+    finally:
+        for weight, data in weights:
+            weight.data = data
+
+
+def _replace_by_equal(layer: nn.Module) -> None:
+    """Replace a layer by a factored one that hands its input to a copy of the layer without hooks."""
+    dense = object.__new__(type(layer))
+    vars(dense).update({name: dict(value) if isinstance(value, dict) else value for name, value in vars(layer).items()})
+    dense._parameters["weight"] = nn.Parameter(weight_of(layer).data, requires_grad=False)
+    rows, columns = Site(layer).rows.shape
+    names = ("basis", "codes") if isinstance(layer, nn.Embedding) else ("reduce", "expand")
+    narrow = torch.zeros(1, columns), torch.zeros(rows, 1)
+    other = factored(layer, dict(zip(names, narrow, strict=True)))
+
+    def forward(self: nn.Module, input: Tensor) -> Any:  # noqa: A002, ARG001
+        return dense.forward(input)
+
+    other.__class__ = type(
+        type(other).__name__,
+        (type(other),),
+        {"forward": forward, "to_dense": lambda self: dense},  # noqa: ARG005
+    )
+    replace_(layer, other)
