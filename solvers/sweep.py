@@ -207,6 +207,7 @@ def sweep(
     [True, True, True, True, False]
     """
     require_problem(problem, "sweep")
+    seed = seed.item() if isinstance(seed, np.integer) else seed  # which JSON can store
     back_end = registry.configured(as_solver(solver), options)
     if nested and resource in problem.resource_pairs:
         raise InvalidOptionError(f"{resource!r} has pair terms, so no part has a use of its own that could be nested")

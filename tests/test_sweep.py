@@ -425,3 +425,9 @@ def test_the_bounds_in_the_trace_of_a_nested_choice_hold_for_all_choices():
                 best = solve(problem.with_budgets(r0=point.budget), "brute-force").objective
                 bounds = [state.bound for state in point.solution.trace if state.bound is not None]
                 assert best is None or max(bounds, default=-np.inf) <= best + 1e-9
+
+
+def test_a_seed_of_numpy_is_a_number_in_the_file(tmp_path):
+    curve = sweep(PROBLEM, "bytes", 2, solver="anneal", seed=np.int64(3))
+    curve.save(tmp_path / "sweep.json")
+    assert Sweep.load(tmp_path / "sweep.json").seed == 3
