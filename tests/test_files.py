@@ -674,3 +674,40 @@ def test_a_folder_of_drafts_takes_the_place_of_an_empty_one_only(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "full", "new"]
     with pytest.raises(FileNotFoundError, match="nowhere/new'"):
         draft(tmp_path / "nowhere" / "new")
+
+
+KILLED = """
+import os, signal, sys
+from formulations.files import drafting, replacing
+with drafting(sys.argv[1]) as draft, replacing(sys.argv[1]) as file:
+    draft.mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def aged(folder: Path) -> set[Path]:
+    drafts = set(folder.glob(".*.part"))
+    for draft in drafts:
+        os.utime(draft, (0, 0))
+    return drafts
+
+
+@pytest.mark.parametrize("write", [replacing, drafting])
+def test_a_later_write_removes_what_killed_processes_left_but_not_what_is_being_written(tmp_path, write):
+    others = [tmp_path / name for name in (".note.download.part", ".note.2.0123456789ab.part", ".note.part")]
+    for other in others:
+        other.write_text("mine")
+        os.utime(other, (0, 0))
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "note")], check=False).returncode == -9
+    left = aged(tmp_path) - set(others)
+    assert len(left) == 2
+    with drafting(tmp_path / "note") as draft, replacing(tmp_path / "note") as file:
+        assert not left & set(tmp_path.iterdir())
+        aged(tmp_path)
+        with write(tmp_path / "note") as content:
+            content.write_bytes(b"first") if write is drafting else content.write(b"first")
+        assert (tmp_path / "note").read_bytes() == b"first"
+        draft.write_bytes(b"last")
+        file.write(b"second")
+    assert (tmp_path / "note").read_bytes() == b"last"
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "note"])
