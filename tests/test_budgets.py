@@ -288,3 +288,16 @@ def test_a_limit_in_nats_is_one_of_the_divergence_only() -> None:
     with pytest.raises(OptionsError, match="only the loss 'kl' is in nats, and 'mse' is measured: give a number, 0.02"):
         compress(nn.Linear(4, 2), [torch.zeros(2, 4)], loss="mse", **settings)
     assert split_loss(settings["budget"], "bytes", "kl-tail") == ({"bytes": "100%"}, 0.02)
+
+
+def test_the_smallest_file_is_within_what_is_proven_of_it() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 5))
+    result = compress(
+        network, [torch.randn(32, 32) for _ in range(4)], minimize="file_bytes", budget={"loss": 0.01}, guard=False,
+        options=prune_quantize(bits=(2, 4, 8), sparsity=(0,)),
+    )  # fmt: skip
+    assert result.report.smallest is not None
+    smallest, file_bytes = result.report.smallest, result.report.usage["file_bytes"]
+    assert smallest["at_least"] <= smallest["usage"] == file_bytes
+    assert f"{file_bytes:,.0f}, proven to need at least" in result.report.to_markdown()

@@ -19,6 +19,7 @@ from qcompress.agreement import agreement
 from qcompress.budgets import FILE_BYTES, LATENCY, loose
 from qcompress.compressed.container import require_tensors
 from qcompress.compressed.file import compressed_size
+from qcompress.compressed.file_bytes import with_file_bytes
 from qcompress.compressed.record import record_of
 from qcompress.errors import ArtefactError
 from qcompress.formulation import prediction_error
@@ -140,7 +141,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         skipped={item.name: item.reason for item in measurement.unchanged},
         skipped_bytes={item.name: item.size_bytes for item in measurement.unchanged},
         refined=None if outcome.refined is None else outcome.refined.to_json(),
-        smallest=None if outcome.smallest is None else outcome.smallest.to_json(),
+        smallest=_smallest(request, outcome),
         candidates=() if guarded is None else guarded.candidates,
         undecided=() if guarded is None else guarded.undecided,
         chosen=None if guarded is None else guarded.best.name,
@@ -222,6 +223,16 @@ def _name_of(evaluate: Any) -> str:
     """Return the name of a function, also if some of its arguments are given already; ``"metric"`` if it has none."""
     name = getattr(evaluate.func if isinstance(evaluate, partial) else evaluate, "__name__", "")
     return name if name.isidentifier() else "metric"  # that of a lambda is none
+
+
+def _smallest(request: Request, outcome: Outcome) -> dict[str, Any] | None:
+    """Return the smallest use that was found: of the package's own file its true bytes, not those with a reserve."""
+    found = None if outcome.smallest is None else outcome.smallest.to_json()
+    if found is None or found["resource"] != FILE_BYTES or request.engine is not None:
+        return found
+    least = with_file_bytes(request.copied, outcome.measurement, tight=True).fixed[FILE_BYTES]
+    reserve = outcome.problem.fixed[FILE_BYTES] - least
+    return found | {"usage": _usage(request, outcome)[FILE_BYTES], "at_least": found["at_least"] - reserve}
 
 
 def _usage(request: Request, outcome: Outcome) -> dict[str, float]:
