@@ -1,6 +1,6 @@
 """Groups of flags shared by commands; ``arguments()`` returns them as arguments of the library's functions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -236,7 +236,13 @@ class EngineFlags:
 
 
 def engine_of(target: str, settings: list[str] | None) -> "Engine":
-    """Return the engine called ``target`` with ``NAME=VALUE`` settings."""
+    """Return the engine called ``target`` with ``NAME=VALUE`` settings, of which texts are taken as written."""
+    from qcompress.engines.base import TEXTS
     from qcompress.engines.registry import as_engine
 
-    return as_engine(target, **arguments.assignments(settings or [], "--setting"))
+    engine, values = as_engine(target), arguments.assignments(settings or [], "--setting")
+    texts = {item.name for item in fields(engine) if item.type in TEXTS}
+    for name, _, text in (word.partition("=") for word in settings or []):
+        if name in texts and values[name] is not None:
+            values[name] = text
+    return as_engine(engine, **values)

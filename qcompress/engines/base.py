@@ -11,6 +11,7 @@ to `write` are those in its record.
 import dataclasses
 import importlib.util
 import inspect
+import os
 import re
 import time
 from abc import ABC, abstractmethod
@@ -23,13 +24,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qcompress.errors import EngineError, MissingError
+from qcompress.errors import EngineError, MissingError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model import forward as forwards
 from qcompress.model.parts import Part
 from qcompress.options import Options
+from qcompress.scalars import as_flag, as_whole
 from qcompress.transforms.base import Transform
+
+TEXTS = (str, str | None)
+"""Types of settings that are texts, such as paths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +166,21 @@ class Engine(ABC):
             has = ", ".join(f"{name} (now {value!r})" for name, value in known.items()) or "none"
             raise EngineError(f"engine {self.name!r} has no setting {', '.join(map(repr, unknown))}; it has: {has}")
         return dataclasses.replace(self, **settings)
+
+    def require_settings(self) -> None:
+        """Check that every setting has a value of its kind; whole numbers are from 0, texts may be paths.
+
+        Raises:
+            OptionsError: names one that does not.
+        """
+        for item in dataclasses.fields(self):
+            value, name = getattr(self, item.name), f"{item.name} of engine {self.name!r}"
+            if item.type is bool:
+                as_flag(value, name)
+            elif item.type is int:
+                as_whole(value, name, least=0)
+            elif item.type in TEXTS and value is not item.default and not isinstance(value, (str, os.PathLike)):
+                raise OptionsError(f"{name} must be a text, found {value!r}")
 
     @abstractmethod
     def options(self) -> Options:

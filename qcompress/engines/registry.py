@@ -53,6 +53,7 @@ def as_engine(target: str | Engine, **settings: Any) -> Engine:
 
     Raises:
         EngineError: there is no such engine, or it does not have such a setting.
+        OptionsError: a setting has a value of another kind.
         MissingError: a package is missing; the message says how to install it.
     """
     if not isinstance(target, (str, Engine)):
@@ -62,7 +63,9 @@ def as_engine(target: str | Engine, **settings: Any) -> Engine:
         )
     engine = engine_class(target)() if isinstance(target, str) else target
     engine.require()
-    return engine.configured(settings) if settings else engine
+    engine = engine.configured(settings) if settings else engine
+    engine.require_settings()
+    return engine
 
 
 def engines() -> list[EngineInfo]:

@@ -2,7 +2,14 @@
 
 import json
 
+from qcompress.cli.shared_flags import engine_of
 from tests.cli.zoo import ran
+
+
+def test_a_setting_that_is_a_text_is_taken_as_written():
+    engine = engine_of("llama.cpp", ["source=7", "threads=2"])
+    assert (engine.source, engine.threads) == ("7", 2)
+    assert engine_of("compressed-tensors", ["tokenizer=None"]).tokenizer is None
 
 
 def test_engines_are_listed(capsys):

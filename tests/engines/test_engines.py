@@ -10,7 +10,9 @@ import qcompress
 from formulations.reductions.tie import tie
 from qcompress.budgets import FILE_BYTES
 from qcompress.engines.base import EngineRun
+from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.legal import for_engine
+from qcompress.engines.llama_cpp.engine import LlamaCpp
 from qcompress.engines.registry import TABLE, as_engine
 from qcompress.engines.verify import ROWS, compared
 from qcompress.errors import (
@@ -203,6 +205,28 @@ def test_unknown_engines_settings_and_things_that_are_none_are_refused(tmp_path)
         as_engine(Toy(), speed=1)
     with pytest.raises(EngineError, match="found dict"):
         qcompress.export({}, tmp_path / "x", target=Toy())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("engine", "setting", "value", "wanted"), [
+    (CompressedTensors, "shard_bytes", -5, "a whole number from 0"),
+    (CompressedTensors, "shard_bytes", "1GB", "a whole number from 0"),
+    (CompressedTensors, "fused", "no", "True or False"),
+    (CompressedTensors, "tokenizer", 5, "a text"),
+    (LlamaCpp, "threads", "two", "a whole number from 0"),
+    (LlamaCpp, "source", 5, "a text"),
+    (LlamaCpp, "source", None, "a text"),
+])  # fmt: skip
+def test_a_setting_of_another_kind_is_refused_by_name(engine, setting, value, wanted, tmp_path):
+    told = f"{setting} of engine '{engine.name}' must be {wanted}, found {value!r}"
+    with pytest.raises(OptionsError, match=told):
+        qcompress.export(network(), tmp_path / "x", target=engine(**{setting: value}))
+    with pytest.raises(OptionsError, match=told):
+        as_engine(engine.name, **{setting: value})
+
+
+def test_a_text_may_be_a_path(tmp_path):
+    assert as_engine("llama.cpp", source=tmp_path).source == tmp_path
+    assert as_engine("compressed-tensors", tokenizer=None, shard_bytes=10).shard_bytes == 10
 
 
 def test_a_class_is_named_with_the_call_that_is_missing(data, tmp_path):
