@@ -27,7 +27,7 @@ def place_of(model: str) -> Path:
 
     Raises:
         typer.BadParameter: there is no such folder or file.
-        ModelError: the folder has no usable ``config.json``.
+        ModelError: the folder has no usable ``config.json``, or holds quantized weights.
         EngineError: the file is damaged, or of an architecture that is not supported.
     """
     kind, _, name = model.partition(":")
@@ -41,9 +41,9 @@ def place_of(model: str) -> Path:
     if model.startswith(FILE) and not place.is_file():
         raise typer.BadParameter(f"there is no file {str(place)!r}; gguf:FILE names a language model's GGUF file.")
     if kind == "hf":
-        from qcompress.model.hugging_face import require_config
+        from qcompress.model.hugging_face import require_original
 
-        require_config(place)
+        require_original(place)
     else:
         from qcompress.engines.llama_cpp.reading import require_readable
 

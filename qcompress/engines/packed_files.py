@@ -1,14 +1,15 @@
 """A folder of compressed-tensors that is read one weight at a time, unpacked by compressed-tensors itself."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from qcompress.model.weight_files import StoredTensor, WeightFiles
+from qcompress.errors import ModelError
+from qcompress.model.hugging_face import CONFIG, read_json
+from qcompress.model.weight_files import FLOATS, StoredTensor, WeightFiles
 
 
 class PackedFiles(WeightFiles):
@@ -16,13 +17,19 @@ class PackedFiles(WeightFiles):
 
     Args:
         folder: a folder written by the engine.
+
+    Raises:
+        ModelError: its ``config.json`` or its weights are missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / CONFIG)
         groups = config.get("quantization_config", {}).get("config_groups", {}).values()
-        self._dtype = getattr(torch, config["dtype"])
+        dtype = getattr(torch, str(config.get("dtype")), None)
+        if dtype not in FLOATS:
+            raise ModelError(f"{folder / CONFIG} names no dtype of the model: write the folder again")
+        self._dtype: torch.dtype = dtype
         self._schemes = {f"{module}.weight": group["weights"] for group in groups for module in group["targets"]}
 
     @property

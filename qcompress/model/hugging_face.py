@@ -27,6 +27,16 @@ def require_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
+def require_original(folder: Path) -> None:
+    """Check that a folder's weights are not quantized.
+
+    Raises:
+        ModelError: they are, or it has no ``config.json`` that can be read.
+    """
+    if require_config(folder).get("quantization_config"):
+        raise ModelError(f"{folder} holds quantized weights; open the folder of the original model")
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 

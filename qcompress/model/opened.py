@@ -20,7 +20,7 @@ from qcompress.errors import ModelError, found
 from qcompress.identity import Identity, identify_read
 from qcompress.model.blocks import Blocks, blocks_of
 from qcompress.model.building import parameters_on_meta
-from qcompress.model.hugging_face import built, require_config, stored_weights
+from qcompress.model.hugging_face import built, require_original, stored_weights
 from qcompress.model.stored_names import named_as_in, surplus_names
 from qcompress.model.weight_files import MAIN, WeightFiles
 
@@ -175,8 +175,8 @@ def open_model(
     ('meta', torch.Size([1, 2, 32]))
     """
     source = Path(folder)
-    if model is None and require_config(source).get("quantization_config"):
-        raise ModelError(f"{source} holds quantized weights; open the folder of the original model")
+    if model is None:
+        require_original(source)
     files = stored_weights(source) if model is None else WeightFiles(source)
     opened = opened_from(files, dtype=dtype, make=model, blocks=blocks)
     if surplus := surplus_names(opened, files):

@@ -254,6 +254,9 @@ def test_a_folder_without_tokenizer_or_with_a_damaged_config_is_told(folder: Pat
     (tmp_path / "model" / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read as JSON"):
         place_of(f"hf:{tmp_path / 'model'}")
+    (tmp_path / "model" / "config.json").write_text('{"quantization_config": {"quant_method": "compressed-tensors"}}')
+    with pytest.raises(ModelError, match="holds quantized weights; open the folder of the original model"):
+        place_of(f"hf:{tmp_path / 'model'}")
     (tmp_path / "model" / "config.json").unlink()
     with pytest.raises(ModelError, match=r"it has no config\.json"):
         place_of(f"hf:{tmp_path / 'model'}")

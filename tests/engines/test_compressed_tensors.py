@@ -12,7 +12,7 @@ import qcompress
 from qcompress.compressed.removal import remove_
 from qcompress.engines.compressed_tensors import CompressedTensors, loaded
 from qcompress.engines.legal import for_engine
-from qcompress.errors import EngineError
+from qcompress.errors import EngineError, ModelError
 from qcompress.structure.find import find_sets
 from qcompress.transforms.quantize.group_wise import GroupWise
 from tests.engines.random_models import IN_GROUPS, llama, written
@@ -111,6 +111,22 @@ def test_a_folder_without_a_tensor_of_the_model_is_found_out(tmp_path: Path, mod
     path = qcompress.export(model, tmp_path / "whole", target="compressed-tensors").path
     model.register_buffer("another", torch.zeros(1))
     assert CompressedTensors().check(path, model) == "the folder lacks 'another'"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b'{"dtype"', "cannot be read as JSON"), (None, "cannot be read as JSON"), (b"{}", "names no dtype of the model")],
+)
+def test_a_damaged_configuration_is_one_clear_error(
+    tmp_path: Path, model: nn.Module, content: bytes | None, told: str
+) -> None:
+    path = qcompress.export(model, tmp_path / "whole", target="compressed-tensors").path
+    if content is None:
+        (path / "config.json").unlink()
+    else:
+        (path / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=f"config.json {told}"):
+        qcompress.verify(path, model, [torch.randint(31, (2, 7))], target="compressed-tensors")
 
 
 def test_layers_that_vllm_fuses_are_tied(model: nn.Module) -> None:

@@ -39,6 +39,44 @@ def written(model, path, changes=(), extra=()):
     return path
 
 
+PARTS = {  # changes of the header, and how many tensors are left out
+    "vocabulary": ({}, None, "holds only a vocabulary and no weights: give the file with"),
+    "adapter": ({"general.type": "adapter"}, 1, r"is an adapter \(LoRA\), no model: merge it"),
+    "first part": ({"split.no": 0, "split.count": 2}, -3, "is part 1 of 2 of a model: merge them"),
+    "second part": ({"split.no": 1, "split.count": 2}, 3, "is part 2 of 2 of a model: merge them"),
+    "projector": ({}, 1, "lacks 'token_embd.weight', so it is no language model"),
+}
+
+
+@pytest.mark.parametrize(("changes", "place", "named"), PARTS.values(), ids=list(PARTS))
+def test_a_file_that_is_no_whole_model_says_what_it_is(llama, changes, place, named, tmp_path):
+    head = head_of(llama, "")
+    plans = [entry.plan for entry in entries(llama, head)]
+    kept = [] if place is None else plans[place:] if place > 0 else plans[:place]
+    path = tmp_path / "part.gguf"
+    write(path, head.values | {name: Value.of(value) for name, value in changes.items()}, kept)
+    with pytest.raises(EngineError, match=f"part.gguf {named}"):
+        read_gguf(path)
+    with pytest.raises(EngineError, match=f"part.gguf {named}"):
+        qcompress.verify(path, llama, [words(0)], target=ENGINE)
+
+
+@pytest.mark.parametrize("name", ["attention.head_count", "attention.head_count_kv", "feed_forward_length"])
+def test_sizes_by_layer_are_refused_by_name(llama, name, tmp_path):
+    path = written(llama, tmp_path / "by_layer.gguf", {f"llama.{name}": [4, 2]})
+    with pytest.raises(EngineError, match=rf"llama\.{name} by layer, \[4, 2\]; only models whose layers"):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize("name", ["block_count", "embedding_length", "attention.head_count", "feed_forward_length"])
+def test_a_header_without_a_size_is_refused_by_name(llama, name, tmp_path):
+    head = head_of(llama, "")
+    values = {key: value for key, value in head.values.items() if key != f"llama.{name}"}
+    write(tmp_path / "a.gguf", values, [entry.plan for entry in entries(llama, head)])
+    with pytest.raises(EngineError, match=rf"lacks llama\.{name}"):
+        read_gguf(tmp_path / "a.gguf")
+
+
 def factors(name, values):
     content = np.array(values, np.float32)
     return TensorPlan(name=name, shape=content.shape, number=0, size_bytes=content.nbytes, content=lambda: content)

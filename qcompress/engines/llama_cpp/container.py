@@ -120,6 +120,23 @@ def opened(path: Path) -> Any:
         ) from error
 
 
+def why_not_whole(reader: Any) -> str:
+    """Why the file of a ``gguf.GGUFReader`` is no whole model, or an empty string."""
+    told = {name: reader.fields[name].contents() for name in ("general.type", "split.no", "split.count")
+            if name in reader.fields}  # fmt: skip
+    if told.get("general.type") == "adapter":
+        return "is an adapter (LoRA), no model: merge it into its model, as llama-export-lora does, and give that file"
+    if (count := told.get("split.count", 1)) > 1:
+        return (
+            f"is part {told.get('split.no', 0) + 1} of {count} of a model: merge them, as "
+            "'llama-gguf-split --merge FIRST_PART WHOLE' does, and give the whole file"
+        )
+    names = {tensor.name for tensor in reader.tensors}
+    if not names:
+        return "holds only a vocabulary and no weights: give the file with the model's weights"
+    return "" if "token_embd.weight" in names else "lacks 'token_embd.weight', so it is no language model or encoder"
+
+
 def padded(size_bytes: int) -> int:
     """Round up to the position where the next tensor begins.
 

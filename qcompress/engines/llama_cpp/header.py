@@ -21,7 +21,7 @@ from qcompress.engines.llama_cpp.architectures import (
     architecture_of,
 )
 from qcompress.engines.llama_cpp.assumptions import require_expressible
-from qcompress.engines.llama_cpp.container import TensorPlan, Value, opened
+from qcompress.engines.llama_cpp.container import TensorPlan, Value, opened, why_not_whole
 from qcompress.engines.llama_cpp.pooling import POOLINGS, pooling_type
 from qcompress.engines.llama_cpp.rotation import rotation_kind, rotation_values, scaling_of
 from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
@@ -38,22 +38,38 @@ class Head:
         values: values by name.
         architecture: the architecture in llama.cpp.
         tensors: extra tensors in the model's file besides its weights, such as factors of rotary positions.
+        lacking: why the file it comes from is no whole model, or an empty string.
     """
 
     values: dict[str, Value]
     architecture: Architecture
     tensors: tuple[TensorPlan, ...] = ()
+    lacking: str = ""
 
     def number(self, name: str, default: int | None = None) -> int:
         """Return an integer value of the architecture.
 
         Raises:
-            EngineError: the header does not contain it.
+            EngineError: the header does not contain it, or one for every layer.
+        """
+        content = self.told(name, default)
+        if content is None:
+            raise EngineError(f"the header of the GGUF file lacks {self.architecture.name}.{name}")
+        return int(content)
+
+    def told(self, name: str, default: Any = None) -> Any:
+        """Return a value of the architecture.
+
+        Raises:
+            EngineError: the header contains one for every layer.
         """
         value = self.values.get(f"{self.architecture.name}.{name}")
-        if value is None and default is None:
-            raise EngineError(f"the header of the GGUF file lacks {self.architecture.name}.{name}")
-        return int(value.content) if value is not None else default or 0
+        if value is not None and isinstance(value.content, list):
+            raise EngineError(
+                f"the header of the GGUF file has {self.architecture.name}.{name} by layer, {value.content}; only "
+                "models whose layers are all of one size are supported"
+            )
+        return default if value is None else value.content
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of matrices that follow from the values, by their names without the block."""
@@ -138,6 +154,7 @@ def _head_of_file(path: Path) -> Head:
     import gguf
 
     reader = opened(path)
+    lacking = why_not_whole(reader)
     values = {}
     for name, field in reader.fields.items():
         if name.startswith(("GGUF.", "split.")) or name == "general.alignment":
@@ -160,6 +177,7 @@ def _head_of_file(path: Path) -> Head:
             for tensor in reader.tensors
             if tensor.name.startswith("rope_")
         ),
+        lacking=lacking,
     )
     if head.architecture.encoder and (number := head.number("pooling_type", 0)) not in POOLINGS:
         raise EngineError(f"{path} has the pooling type {number}; known: {POOLINGS}")

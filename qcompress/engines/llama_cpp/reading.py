@@ -107,14 +107,17 @@ def require_readable(file: Path) -> Head:
     """Return the header of a GGUF file.
 
     Raises:
-        EngineError: it is a folder or no GGUF file, is cut off, or has an unsupported architecture.
+        EngineError: it is a folder or no GGUF file, is cut off or no whole model, or has an unsupported architecture.
         FileNotFoundError: there is no such file.
     """
     if file.is_dir():
         raise EngineError(f"{file} is a folder; name a GGUF file, such as one in it")
     if not file.is_file():
         raise FileNotFoundError(2, "there is no such GGUF file", str(file))
-    return head_of(nn.Identity(), str(file))
+    head = head_of(nn.Identity(), str(file))
+    if head.lacking:
+        raise EngineError(f"{file} {head.lacking}")
+    return head
 
 
 def _require_all_read(file: Path, head: Head, state: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> None:
@@ -144,12 +147,9 @@ def _rope(head: Head) -> dict[str, Any]:
 
 def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The configuration in the terms of transformers."""
-    name = head.architecture.name
-
-    def told(key: str, default: Any = None) -> Any:
-        value = head.values.get(f"{name}.{key}")
-        return default if value is None else value.content
-
+    name, told = head.architecture.name, head.told
+    for key in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count"):
+        head.number(key)  # without which nothing is to be told of the model's sizes
     config = {field: value for field, key in FIELDS.items() if (value := told(key)) not in (None, 0)}  # 0: no window
     config |= {
         "model_type": MODEL_TYPES.get(name, name),
@@ -162,7 +162,7 @@ def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]
         value = head.values.get(f"tokenizer.ggml.{key}_token_id")
         config[field] = None if value is None else int(value.content)
     if head.architecture.encoder:
-        config["type_vocab_size"] = shapes["token_types.weight"][0]
+        config["type_vocab_size"] = shapes.get("token_types.weight", (2,))[0]
         return config
     rope = _rope(head)
     width = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])

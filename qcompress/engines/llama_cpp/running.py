@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qcompress.engines.base import EngineRun
 from qcompress.engines.llama_cpp.architectures import architecture_called
-from qcompress.engines.llama_cpp.container import opened
+from qcompress.engines.llama_cpp.container import opened, why_not_whole
 from qcompress.errors import DataError, EngineError
 
 QUIET = -1
@@ -69,8 +69,14 @@ def run(path: Path, batches: Iterable[Any], threads: int) -> EngineRun:
 
 
 def _described(path: Path) -> tuple[int, int, bool]:
-    """Size of the vocabulary, id of a token that consists of plain letters, and whether the model is an encoder."""
+    """Size of the vocabulary, id of a token that consists of plain letters, and whether the model is an encoder.
+
+    Raises:
+        EngineError: the file is no whole model.
+    """
     reader = opened(path)
+    if why := why_not_whole(reader):
+        raise EngineError(f"{path} {why}")
     kind = str(reader.fields["general.architecture"].contents())
     width = next(int(tensor.shape[-1]) for tensor in reader.tensors if tensor.name == "token_embd.weight")
     encoder = architecture_called(kind).encoder
