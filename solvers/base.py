@@ -62,6 +62,7 @@ class Solver(ABC):
     extra: ClassVar[str] = ""  # extra that installs them: pip install 'qcompress[extra]'
     minima: ClassVar[Mapping[str, float]] = {}  # option → its minimum (a default of None is accepted too)
     words: ClassVar[Mapping[str, Collection[str]]] = {}  # option → the words that it accepts
+    made_in: ClassVar[str] = ""  # in an instance that an import path names: the module of that path
 
     def __post_init__(self) -> None:
         """Check the values of the options, and store numpy's numbers as Python's.

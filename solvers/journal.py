@@ -84,7 +84,7 @@ def run_key(
         "classes": class_names(solver),
         "versions": versions(solver),
         "options": {name: repr(plain(value)) for name, value in solver.option_values.items()},  # arrays in full
-        "time_limit": plain(time_limit),
+        "time_limit": None if time_limit is None else float(time_limit),  # 1 and 1.0 are the same
         "seed": plain(seed),
     }
 

@@ -14,6 +14,9 @@ from solvers.base import Solver
 
 PROJECT = "qcompress"
 
+PARTS = frozenset({"sampler", "solver", "solvers", "children"})
+"""Fields of solvers and samplers that hold others; the property ``inner`` of a solver resolves those given as texts."""
+
 
 @functools.cache
 def machine() -> dict[str, Any]:
@@ -40,15 +43,18 @@ def processor_s() -> float:
 def versions(solver: Solver) -> dict[str, str]:
     """Return the versions of this project, of every package that ``solver`` needs, and of the package of its class.
 
-    The module of a class that is not part of this project (a user's solver with its base classes, a dimod sampler) has
-    a digest of its file as well, or only that if it belongs to no installed package (a script).
+    The module of a class that is not part of this project (a user's solver with its base classes, a dimod sampler), or
+    of the import path that names it, has a digest of its file as well, or only that if it belongs to no installed
+    package (a script).
 
     >>> from solvers.registry import solver_class
     >>> sorted(versions(solver_class("sa")()))
     ['dimod', 'dwave.samplers', 'qcompress']
     """
     kinds = [base for kind in _kinds(solver) for base in (kind.__mro__ if issubclass(kind, Solver) else [kind])]
-    own = {kind.__module__: _code(kind.__module__) for kind in kinds if _foreign(kind.__module__)}
+    paths = [one.made_in for one in _inside(solver) if isinstance(one, Solver) and one.made_in]
+    modules = dict.fromkeys([*(kind.__module__ for kind in kinds), *paths])
+    own = {module: _code(module) for module in modules if _foreign(module)}
     return {PROJECT: version(PROJECT), **{module: version(module) for module in solver.requires}, **own}
 
 
@@ -57,24 +63,37 @@ def class_names(solver: Solver) -> list[str]:
     return [f"{kind.__module__}.{kind.__qualname__}" for kind in _kinds(solver)]
 
 
-@functools.cache
 def version(module: str) -> str:
     """Return the version of the installed package that a module comes from, or a digest of its file."""
+    return _package_version(module) or _digest(module) or "unknown"
+
+
+@functools.cache
+def _package_version(module: str) -> str:
+    """Return the version of the installed package that a module comes from, or an empty string."""
     for name in dict.fromkeys((module, module.partition(".")[0])):
         try:
             return importlib.metadata.version(name.replace(".", "-"))
         except importlib.metadata.PackageNotFoundError:
             continue
-    return _digest(module) or "unknown"
+    return ""
 
 
-@functools.cache
+_digests: dict[str, tuple[Any, str]] = {}  # module → its specification, which is another one after a reload; digest
+
+
 def _digest(module: str) -> str:
-    """Return a digest of the file of an imported module, or an empty string if it has none."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None or not Path(file).exists():
-        return ""
-    return "sha256:" + hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    """Return a digest of the file of an imported module, or an empty string if it has none.
+
+    It is made once for what is loaded, since the file may change afterwards.
+    """
+    loaded = sys.modules.get(module)
+    specification, file = getattr(loaded, "__spec__", None), getattr(loaded, "__file__", None)
+    if module not in _digests or _digests[module][0] is not specification:
+        content = Path(file).read_bytes() if file is not None and Path(file).exists() else None
+        digest = "" if content is None else "sha256:" + hashlib.sha256(content).hexdigest()[:16]
+        _digests[module] = (specification, digest)
+    return _digests[module][1]
 
 
 def _code(module: str) -> str:
@@ -88,16 +107,22 @@ def _foreign(module: str) -> bool:
 
 def _kinds(solver: Solver) -> list[type]:
     """Return the class of ``solver``, and those of the solvers and samplers inside."""
-    kinds, waiting = list[type](), list[Any]([solver])
+    return [one if isinstance(one, type) else type(one) for one in _inside(solver)]
+
+
+def _inside(solver: Solver) -> list[Any]:
+    """Return ``solver``, and the solvers and samplers inside, as instances or classes."""
+    found, waiting = list[Any](), list[Any]([solver])
     while waiting:
         one = waiting.pop()
-        kinds.append(one if isinstance(one, type) else type(one))
+        found.append(one)
         fields = {field.name for field in dataclasses.fields(one)} if isinstance(one, Solver) else {"children"}  # type: ignore[arg-type]
-        for name in fields & {"sampler", "solver", "solvers", "children"}:
+        names = {"inner"} if isinstance(getattr(type(one), "inner", None), property) else fields & PARTS
+        for name in names:
             inner = getattr(one, name, None) or ()
             inner = inner if isinstance(inner, list | tuple) else (inner,)
             waiting += [part for part in inner if not isinstance(part, str)]  # texts name what is installed
-    return kinds
+    return found
 
 
 def _processor() -> str:

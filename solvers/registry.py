@@ -80,7 +80,13 @@ def configured(solver: Solver, options: dict[str, Any]) -> Solver:
         raise InvalidOptionError(
             f"solver {solver.name!r} has no option {', '.join(map(repr, unknown))}; it has: {listed}"
         )
-    return dataclasses.replace(solver, **options) if options else solver  # type: ignore[type-var]
+    return made_in(solver.made_in, dataclasses.replace(solver, **options)) if options else solver  # type: ignore[type-var]
+
+
+def made_in(module: str, solver: Solver) -> Solver:
+    """Return ``solver``, marked with the module of the import path that names it, whose code it depends on."""
+    object.__setattr__(solver, "made_in", module)
+    return solver
 
 
 def available() -> list[SolverInfo]:

@@ -228,7 +228,8 @@ def as_solver(solver: SolverLike) -> Solver:
         from solvers import solver_text  # needed only for texts that are not plain names
 
         meant, options = solver_text.resolved(solver)
-        return solver_text.configured(as_solver(meant), options)
+        made = solver_text.configured(as_solver(meant), options)
+        return made if isinstance(meant, str) else registry.made_in(solver.partition(":")[0], made)
     if isinstance(solver, str):
         return registry.solver_class(solver)()
     if isinstance(solver, type) and issubclass(solver, Solver):

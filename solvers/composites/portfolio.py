@@ -97,10 +97,13 @@ class Portfolio(Solver):
         if race.lanes and len(race.failed) == len(race.lanes) and not jobs:
             raise SolverError(f"every solver of the portfolio failed: {'; '.join(race.failed)}")
 
+    @property
+    def inner(self) -> list[Solver]:
+        """The solvers to run; empty if they depend on the problem."""
+        return [as_solver(solver) for solver in self.solvers or ()]
+
     def _chosen(self, problem: Problem) -> list[Solver]:
-        if self.solvers:
-            return [as_solver(solver) for solver in self.solvers]
-        return [solver for solver, _ in plan(problem)]
+        return self.inner or [solver for solver, _ in plan(problem)]
 
 
 class _Race:

@@ -1,6 +1,7 @@
 """What runs are measured by: known values, targets, bootstrap intervals, means; and what is recorded of every run."""
 
 import csv
+import importlib
 import io
 import json
 import math
@@ -15,6 +16,8 @@ from formulations.generators.random_instances import layered_problem
 from solvers import InvalidOptionError, Solution, Status, StopReason, TracePoint
 from solvers.compare.rows import shifted_geometric_mean
 from solvers.compare.runs import Comparison, Suite, compare, performance_profile, time_to_target
+from solvers.composites.multi_start import MultiStart
+from solvers.composites.portfolio import Portfolio
 from solvers.provenance import version
 from tests.compare.own_solvers import Dice, Downhill
 
@@ -214,6 +217,53 @@ def test_a_run_by_another_version_is_made_again(tmp_path, monkeypatch):
     run()
     run()
     assert told == ["dice", "dice"]
+
+
+EDITED = """
+import dimod
+from tests.compare.own_solvers import Dice, Downhill
+
+class Mine(Dice):
+    rolls = 5
+
+def make():
+    return dimod.TruncateComposite(Downhill(), 1)
+"""
+
+
+@pytest.mark.parametrize("path", ["edited_here:Mine", "edited_here:make", "edited_here:make:encoding=binary"])
+@pytest.mark.parametrize("wrapped", [None, "multi-start", "portfolio"])
+def test_a_run_named_by_import_path_is_made_again_when_the_module_was_edited(path, wrapped, tmp_path, monkeypatch):
+    """Also in the same process after a reload, but not before."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "edited_here", raising=False)
+    file = tmp_path / "edited_here.py"
+    file.write_text(EDITED)
+    told = []
+
+    def run():
+        solver = {None: path, "multi-start": MultiStart(path, starts=1), "portfolio": Portfolio(solvers=(path,))}[
+            wrapped
+        ]
+        compare(PROBLEM, [solver], journal=tmp_path / "runs", on_run=lambda label, _: told.append(label))
+
+    run()
+    file.write_text(EDITED.replace("Downhill(), 1", "Downhill(bit=1), 1"))
+    run()
+    assert len(told) == 1
+    importlib.reload(sys.modules["edited_here"])
+    run()
+    run()
+    assert len(told) == 2
+
+
+def test_time_limits_of_one_second_are_the_same_however_they_are_written(tmp_path):
+    told = []
+    for time_limit in (1, 1.0, np.int64(1)):
+        compare(
+            PROBLEM, ["greedy"], time_limit=time_limit, journal=tmp_path / "runs", on_run=lambda *run: told.append(run)
+        )
+    assert len(told) == 1
 
 
 PACKAGED = """
