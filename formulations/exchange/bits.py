@@ -9,6 +9,7 @@ import io
 import json
 import math
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ FILE_KIND = FileKind("qcompress bits", version=1)
 
 COMMENT = "c decode "
 """Prefix of the line of a ``.qubo`` file that holds the metadata, a JSON object."""
+
+LARGEST_POWER = sys.float_info.max_exp - 1
+"""Exponent of the largest power of two among floats; costs below about 1e-308 are scaled by it."""
 
 MAGIC = b"DIMODBQM"
 ENTRY = "qcompress"
@@ -120,7 +124,7 @@ def in_bits(
         prices=None if prices is None else dict(prices),
         overrun=None if overrun is None else dict(overrun),
         levels=levels,
-        scale=2.0 ** -math.ceil(math.log2(largest)) if largest > 0 else 1.0,
+        scale=2.0 ** min(-math.ceil(math.log2(largest)), LARGEST_POWER) if largest > 0 else 1.0,
     )
 
 
@@ -134,7 +138,7 @@ def decode_bits(path: AnyPath, problem: Problem, samples: ArrayLike) -> Integers
 
     Raises:
         FileFormatError: the file has no metadata, or was written from another problem.
-        EncodingError: the samples have another shape.
+        EncodingError: the samples have another shape, or other values.
 
     >>> import pathlib, tempfile
     >>> from formulations import write_qubo
@@ -147,7 +151,9 @@ def decode_bits(path: AnyPath, problem: Problem, samples: ArrayLike) -> Integers
     bits = metadata_in(path)
     if bits is None:
         raise FileFormatError(f"{path} does not say how its bits are to be decoded: it was not written by qcompress")
-    return bits.encoded(problem).decode_all(samples)
+    from formulations.forms.bqm import as_bits
+
+    return bits.encoded(problem).decode_all(as_bits(samples))
 
 
 def metadata_in(path: AnyPath) -> Bits | None:

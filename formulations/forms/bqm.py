@@ -71,14 +71,14 @@ class EncodedBqm:
             sample: a mapping variable → 0/1, or the values in the order of the variables.
 
         Raises:
-            EncodingError: the sample does not match the model's variables.
+            EncodingError: the sample does not match the model's variables, or holds other values.
         """
         if isinstance(sample, Mapping):
             try:
                 sample = [sample[variable] for variable in self.bqm.variables]
             except KeyError as error:
                 raise EncodingError(f"the sample lacks variable {error} of the model") from error
-        choice: Integers = self.decode_all(np.asarray(sample)[None, :])[0]
+        choice: Integers = self.decode_all(as_bits(sample)[None, ...])[0]
         return choice
 
     def decode_all(self, samples: ArrayLike) -> Integers:
@@ -118,6 +118,19 @@ class EncodedBqm:
                 f"a sample has one value for each of {self.bqm.num_variables} variables, found shape {array.shape}"
             )
         return self.code.options_on(array[:, : self.code.num_bits])
+
+
+def as_bits(samples: ArrayLike) -> NDArray[Any]:
+    """Return samples as an array of the values 0 and 1.
+
+    Raises:
+        EncodingError: there are other values.
+    """
+    array = np.asarray(samples)
+    wrong = np.ones(array.shape, dtype=bool) if array.dtype.kind not in "biuf" else (array != 0) & (array != 1)
+    if wrong.any():
+        raise EncodingError(f"a sample holds the values 0 and 1, found {array[wrong].tolist()[0]!r}")
+    return array
 
 
 def to_bqm(

@@ -8,7 +8,7 @@ from dwave.samplers import SimulatedAnnealingSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formulations import FileFormatError, Problem, decode_bits, write_bqm, write_qubo
+from formulations import EncodingError, FileFormatError, Problem, decode_bits, write_bqm, write_qubo
 from formulations.exchange.bits import metadata_in
 from formulations.exchange.suffixes import read_problem
 from formulations.forms.bqm import ENCODINGS, to_bqm
@@ -34,6 +34,28 @@ def model_in(path):
 
 def biases_of(bqm):
     return np.abs([*bqm.linear.values(), *bqm.quadratic.values()])
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("cost", [1e-308, 5e-324, 1e308])
+def test_costs_of_any_size_are_written(cost, suffix, tmp_path):
+    problem, path = Problem(["a"], [["x", "y"]], [0, cost], {}, {}), tmp_path / f"p{suffix}"
+    WRITERS[suffix](problem, path)
+    scale, largest = metadata_in(path).scale, biases_of(model_in(path)).max()
+    assert 0 < largest <= 1
+    assert largest / scale == cost
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("value", [2, -1, 0.5, float("nan"), "1", None])
+def test_other_values_than_bits_are_refused(value, suffix, tmp_path):
+    problem = layered_problem(3, bits=(2, 4), rank=0)
+    WRITERS[suffix](problem, tmp_path / f"p{suffix}")
+    count = model_in(tmp_path / f"p{suffix}").num_variables
+    with pytest.raises(EncodingError, match="a sample holds the values 0 and 1, found"):
+        decode_bits(tmp_path / f"p{suffix}", problem, [[value] + [0] * (count - 1)])
+    with pytest.raises(EncodingError, match="found"):
+        to_bqm(problem, prices={}).decode([value] + [0] * (to_bqm(problem, prices={}).bqm.num_variables - 1))
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
