@@ -1,10 +1,13 @@
 """The folder of a resumable run: every step runs once, and again only if something that it depends on has changed.
 
-A journal, ``run.json``, records for every step the digests of its inputs (its key), how long it took over all
-attempts, and whether it is finished; for the last run, which files it wrote and which it reused, and the engine's
-file that was written from it; and what all runs wrote outside the folder (`qcompress.written`). A value is reused
-only with exactly the same key. The step is marked as unfinished before its value is replaced and as finished after the
-new value is written, so a process that dies in between loses time but never mixes two runs.
+A journal, ``run.json``, records for every step the digests of its inputs (its key), the file of its value, how long it
+took over all attempts, and whether it is finished; for the last run, which files it wrote and which it reused, and the
+engine's file that was written from it; and what all runs wrote outside the folder (`qcompress.written`).
+
+A value is reused only with exactly the same key. Steps may share a file (the model is written by whichever step is the
+last): what overwrites the value of another step first removes that step from the journal, so that it runs again when it
+is next needed. The step is marked as unfinished before its value is replaced and as finished after the new value is
+written, so a process that dies in between loses time but never mixes two runs.
 """
 
 import contextlib
@@ -89,7 +92,7 @@ class RunFolder:
 
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
-        """Step → its entry in the journal: ``key``, ``wall_s`` and whether it is ``done``."""
+        """Step → its entry in the journal: ``key``, ``file``, ``wall_s`` and whether it is ``done``."""
         return dict(self._steps)
 
     def once(
@@ -100,7 +103,7 @@ class RunFolder:
         key: Mapping[str, Any],
         kept: Kept[Value],
     ) -> Value:
-        """Return the value of a step: loaded if it was made with the same key, otherwise made and stored.
+        """Return the value of a step: loaded if it is the last that was stored there and has this key, otherwise made.
 
         Args:
             step: name of the step.
@@ -118,11 +121,12 @@ class RunFolder:
                 return make(None)
         digests = self._digests(step, key)
         file, part = self.path / kept.file, self.path / f"{step}.part"
-        earlier = self._steps.get(step, {"key": digests, "wall_s": 0.0, "done": False})
+        earlier = self._steps.get(step, {"key": digests, "file": None, "wall_s": 0.0, "done": False})
         changed = sorted(
             name for name in digests.keys() | earlier["key"].keys() if digests.get(name) != earlier["key"].get(name)
         )
-        if not changed and earlier["done"] and file.exists():
+        same = not changed and earlier.get("file") == kept.file
+        if same and earlier["done"] and file.exists():
             _logger.info("%s: %s is reused", self.path, kept.file)
             with _damage_told():
                 value = kept.load(file)
@@ -132,11 +136,13 @@ class RunFolder:
         if changed:
             _logger.info("%s: %s is made again, for another %s", self.path, kept.file, ", ".join(changed))
             remove(part)
-        self._steps[step] = {"key": digests, "wall_s": 0.0 if changed else earlier["wall_s"], "done": False}
+        wall_s = earlier["wall_s"] if same else 0.0
+        self._steps[step] = {"key": digests, "file": kept.file, "wall_s": wall_s, "done": False}
         self._write()
         with self.timed(step):
             value = make(part)
-        how = REPLACED if changed and file.exists() else WRITTEN
+        how = REPLACED if file.exists() and not same else WRITTEN
+        self._overwriting(kept.file)
         kept.save(value, file)
         self._steps[step]["done"] = not part.exists()
         if part.exists():
@@ -147,7 +153,7 @@ class RunFolder:
     def save(self, file: str, save: Callable[[Path], object]) -> None:
         """Write what is made in every run, with ``save(path)``; without a folder nothing is written."""
         if self.path is not None:
-            self._write()
+            self._overwriting(file)
             save(self.path / file)
             self._note(file, WRITTEN)
 
@@ -192,6 +198,13 @@ class RunFolder:
                 callback(progress)
 
         return tell
+
+    def _overwriting(self, file: str) -> None:
+        """Forget the steps whose finished value is about to be overwritten."""
+        self._steps = {
+            step: entry for step, entry in self._steps.items() if not (entry["done"] and entry.get("file") == file)
+        }
+        self._write()
 
     def _note(self, file: str, how: str) -> None:
         if how != REUSED or file not in self._files:  # a step may run twice, for example with a tighter budget

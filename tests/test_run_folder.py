@@ -3,16 +3,23 @@
 import json
 import logging
 import os
+import tempfile
 import threading
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from formulations import FileFormatError
+from qcompress import compress, load_compressed, prune_channels, prune_quantize
 from qcompress.errors import ArtefactError, OptionsError, UncheckedWarning
+from qcompress.report import Report
 from qcompress.run_folder import Kept, RunFolder
 
 
@@ -265,3 +272,95 @@ def test_the_value_of_another_step_is_left_alone(tmp_path: Path) -> None:
     RunFolder(tmp_path).once("first", lambda _: "1", key={"a": 1}, kept=KEPT)
     RunFolder(tmp_path).once("second", lambda _: "2", key={"a": 9}, kept=other)
     assert RunFolder(tmp_path).once("first", Maker(), key={"a": 1}, kept=KEPT) == "1"
+
+
+def test_a_step_whose_file_another_one_wrote_since_is_made_again(tmp_path: Path) -> None:
+    make, draft = Maker(), Kept("draft.txt", write, Path.read_text)
+    found = [
+        RunFolder(tmp_path).once(step, make, key={"a": 1}, kept=kept)
+        for step, kept in [("apply", KEPT), ("apply", draft), ("tune", KEPT), ("apply", draft), ("apply", KEPT)]
+    ]
+    assert found == ["value 1", "value 2", "value 3", "value 2", "value 4"]
+    assert RunFolder(tmp_path).last_files == {"value.txt": "replaced"}
+    assert RunFolder(tmp_path).once("tune", make, key={"a": 1}, kept=KEPT) == "value 5"
+    RunFolder(tmp_path).save("value.txt", partial(write, "saved"))
+    assert RunFolder(tmp_path).once("tune", make, key={"a": 1}, kept=KEPT) == "value 6"
+
+
+def test_the_cache_of_a_step_outlives_that_another_one_writes_its_file(tmp_path: Path) -> None:
+    def cut(cache: Path | None) -> str:
+        assert cache is not None
+        found.append(cache.exists())
+        cache.write_text("half")
+        raise KeyboardInterrupt
+
+    found: list[bool] = []
+    for key in ({"a": 1}, {"a": 1}, {"a": 2}):
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(tmp_path).once("tune", cut, key=key, kept=KEPT)
+        RunFolder(tmp_path).once("apply", Maker(), key={}, kept=KEPT)
+    assert found == [False, True, False]
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def batches() -> list[Tensor]:
+    return [torch.randn(8, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+
+CODES: dict[str, Any] = {"options": prune_quantize(bits=(2, 3, 8), sparsity=(0,), compensated=True)}
+CHANNELS: dict[str, Any] = {"options": prune_channels()}
+ASKED: dict[str, dict[str, Any]] = {
+    "small": CODES | {"budget": {"bytes": 0.3}},
+    "small, tuned": CODES | {"budget": {"bytes": 0.3}, "finetune_steps": 6},
+    "large": CODES | {"budget": {"bytes": 0.4}},
+    "large, tuned": CODES | {"budget": {"bytes": 0.4}, "finetune_steps": 6},
+    "large, tuned for longer": CODES | {"budget": {"bytes": 0.4}, "finetune_steps": 9},
+    "large, refined": CODES | {"budget": {"bytes": 0.4}, "refine_rounds": 1},
+    "large, unguarded": CODES | {"budget": {"bytes": 0.4}, "guard": False},
+    "smallest": CODES | {"budget": {"loss": 0.02}, "minimize": "bytes"},
+    "channels": CHANNELS | {"budget": {"macs": 0.5}},
+    "channels, tuned": CHANNELS | {"budget": {"macs": 0.5}, "finetune_steps": 6},
+    "channels in rounds": CHANNELS | {"budget": {"macs": 0.5}, "rounds": 2},
+    "channels in rounds, tuned": CHANNELS | {"budget": {"macs": 0.5}, "rounds": 2, "finetune_steps": 6},
+    "channels and codes": {"options": prune_channels() + CODES["options"], "budget": {"bytes": 0.3}},
+    "all channels": CHANNELS | {"budget": {"macs": 1.0}},
+}
+
+
+def weights(model: nn.Module) -> dict[str, list[float]]:
+    return {name: value.flatten().tolist() for name, value in model.state_dict().items()}
+
+
+def told(report: Report) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads(json.dumps(report.to_json() | {"wall_s": {}}))
+    return figures
+
+
+def asked(name: str, folder: Path | None = None) -> tuple[dict[str, Any], list[float], dict[str, list[float]]]:
+    result = compress(network(), batches(), solver="greedy", folder=folder, **ASKED[name])
+    return told(result.report), result.measurement.cost.tolist(), weights(result.model)
+
+
+fresh = cache(asked)
+
+
+@example(["small, tuned", "large", "small, tuned"])
+@example(["small", "small, tuned", "small"])
+@example(["small, tuned", "large", "large, tuned"])
+@example(["channels, tuned", "channels", "channels, tuned"])
+@example(["channels", "channels in rounds", "channels"])
+@example(["small", "all channels"])
+@settings(max_examples=5)
+@given(names=st.lists(st.sampled_from(sorted(ASKED)), min_size=3, max_size=6))
+def test_any_calls_in_one_folder_give_and_leave_there_what_each_gives_by_itself(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        for name in names:
+            folder = Path(place)
+            assert asked(name, folder) == fresh(name)
+            assert weights(load_compressed(folder / "model.safetensors", network)) == fresh(name)[2]
+            assert told(Report.load(folder / "report.json")) == fresh(name)[0]

@@ -49,12 +49,14 @@ def made_up(
     Codes are then fitted anew. Without held-out samples, the loss on the calibration data decides. Models without
     removed channels are returned unchanged.
     """
-    record = record_of(chosen)
-    if not measurement.sets or record is None or not record.smaller:
+    if not measurement.sets:
         return chosen
     calibration, judged = request.calibration, list(request.kept) or request.calibration.data
 
     def make(_: Path | None) -> nn.Module:
+        record = record_of(chosen)
+        if record is None or not record.smaller:
+            return chosen
         fitted = fitted_in_turn(
             request.copied,
             measurement,

@@ -19,7 +19,7 @@ from qcompress.measuring.streamed.supported import require_supported
 from qcompress.model.batches import samples
 from qcompress.model.opened import opened_of
 from qcompress.run_folder import Kept, RunFolder
-from qcompress.steps.request import Request
+from qcompress.steps.request import MODEL_FILE, Request
 from qcompress.streaming.applying import apply
 from qcompress.streaming.encoding import need_inputs
 from solvers import Solution
@@ -81,6 +81,7 @@ def applied(
         with run.timed("apply"):
             return make(None)
 
+    run.discard(MODEL_FILE)  # of an earlier run of a loaded model
     part = run.path / "apply.part"
 
     def keep(_: nn.Module, path: Path) -> None:

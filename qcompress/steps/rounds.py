@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
-from formulations import InfeasibleBudgetError
+from formulations import InfeasibleBudgetError, Problem
 from qcompress.budgets import Amount, Limit
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import save_compressed
@@ -26,7 +26,7 @@ from qcompress.options import Options
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
 from qcompress.steps.reporting import write_text
-from qcompress.steps.request import KEPT, MODEL_FILE, NoChoiceError, Request
+from qcompress.steps.request import KEPT, MEASUREMENT_FILE, MODEL_FILE, NoChoiceError, Request
 from qcompress.transforms.channels import KeepChannels
 from solvers import Solution
 
@@ -44,6 +44,10 @@ class Made(Protocol):
     @property
     def measurement(self) -> Measurement:
         """The measurement of the choice."""
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that was solved."""
 
     @property
     def solution(self) -> Solution:
@@ -171,10 +175,12 @@ def _folder(run: RunFolder, name: str) -> RunFolder:
 
 
 def _kept(run: RunFolder, made: AnyMade) -> AnyMade:
-    """Write the result into the run's folder."""
+    """Write the result into the run's folder, in place of that of an earlier run."""
+    run.discard("agreement.json")
     run.save("report.json", made.report.save)
     run.save("summary.md", partial(write_text, made.report.to_markdown()))
     run.save(MODEL_FILE, partial(save_compressed, made.model))
-    run.save("measurement.npz", made.measurement.save)
+    run.save(MEASUREMENT_FILE, made.measurement.save)
+    run.save("problem.npz", made.problem.save)
     run.save("solution.json", made.solution.save)
     return made
