@@ -2,31 +2,39 @@
 
 An interrupted run resumes only if nothing that it depends on has changed. Numbers, tensors, containers, models,
 functions (their code, defaults, closure and the functions they call) and plain objects are inspected. Everything from
-Python's standard library or an installed package is identified by its name. What cannot be inspected (a lock, an open
-file, compiled code) is identified by its type and listed in `Identity.unchecked`, so that the caller can warn.
+Python's standard library or an installed package is identified by its name, including the private attributes that it
+keeps in modules. What cannot be inspected (a lock, an open file, compiled code) is listed in `Identity.unchecked`, so
+that the caller can warn. So are attributes that a model's own code writes in a forward pass, unless they are empty:
+counters and stored activations must not count, but a state that the output depends on looks the same.
 """
 
-import dataclasses
 import functools
 import hashlib
 import inspect
-import sysconfig
+import random
+import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-_LIBRARY = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib"))
-_BY_NAME = ("qcompress", "solvers", "formulations", "torch", "numpy")
+from qcompress import ownership
+from qcompress.bytecode import imports_of, names_in, written_by
+from qcompress.ownership import is_library, is_library_module, is_own, is_plain
+
 _WRAPPERS = (staticmethod, classmethod)
 _OF_MODULES, _OF_SETTINGS = ("training", "name_or_path"), ("name_or_path", "transformers_version", "architectures")
 """Attributes of modules, and of the configurations of transformers, on which no output depends."""
+_FUNCTIONS = (types.FunctionType, types.MethodType)
+_RANDOM = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_OF_CLASSES = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ def identify_read(model: nn.Module, source: Any, weights: str, name: str = "mode
     digest = _Digest()
     digest.leave_out(source)
     digest.add(weights, name)
+    digest.hold(model.parameters())
     digest.add_layers(model, name)
     for path, buffer in model.named_buffers():
         digest.add(path, name)
@@ -101,6 +110,8 @@ class _Digest:
         self._sha = hashlib.sha256()
         self._unchecked: dict[str, None] = {}
         self._seen: dict[int, tuple[int, Any]] = {}  # id → order of arrival; holding the value keeps its id valid
+        self._held: dict[int, tuple[int, Any]] = {}  # the same for the memory of a model's parameters and buffers
+        self._written: set[str] = set()  # attributes that forward passes write
 
     def identity(self) -> Identity:
         return Identity(self._sha.hexdigest(), tuple(self._unchecked))
@@ -113,10 +124,19 @@ class _Digest:
         """Do not inspect a value that others refer to."""
         self._seen[id(value)] = len(self._seen), value
 
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Identify what shares memory with these tensors by its place in them; their values are added elsewhere."""
+        for tensor in tensors:
+            if (memory := _memory_of(tensor)) is not None:
+                self._held.setdefault(memory._cdata, (len(self._held), memory))
+
     def add(self, value: Any, name: str) -> None:
         """Add one value; a repeated value is identified by its order of arrival, so that cycles end."""
-        if _is_plain(value):
+        if is_plain(value):
             self._put(_plain(value))
+        elif isinstance(value, Tensor) and self._is_held(value):
+            order, _ = self._held[value.untyped_storage()._cdata]
+            self._put("held", order, str(value.dtype), tuple(value.shape), value.stride(), value.storage_offset())
         elif isinstance(value, (np.ndarray, Tensor)):
             self._add_array(value, name)
         elif id(value) in self._seen:
@@ -124,6 +144,9 @@ class _Digest:
         else:
             self._seen[id(value)] = len(self._seen), value
             self._add_compound(value, name)
+
+    def _is_held(self, tensor: Tensor) -> bool:
+        return (memory := _memory_of(tensor)) is not None and memory._cdata in self._held
 
     def _put(self, *words: Any) -> None:
         text = repr(words).encode()
@@ -160,6 +183,8 @@ class _Digest:
             self._add_items("sequence", value, name)
         elif isinstance(value, (set, frozenset)):
             self._put("set", sorted(identify(item, name).digest for item in value))
+        elif isinstance(value, weakref.ref):
+            self._add_items("reference", [value()], name)
         elif isinstance(value, types.ModuleType):
             self._put("module", value.__name__)
         elif isinstance(value, type):
@@ -178,7 +203,7 @@ class _Digest:
 
     def _add_mapping(self, value: Mapping[Any, Any], name: str) -> None:
         self._put("mapping", len(value))
-        for key in sorted(value, key=repr):
+        for key in sorted(value, key=repr) if all(map(ownership.is_simple, value)) else value:
             self.add(key, name)
             self.add(value[key], f"{name}.{key}")
 
@@ -189,67 +214,134 @@ class _Digest:
                 self.add(cell.cell_contents, f"{name}.{variable}")
             except ValueError:  # the variable is not bound yet
                 self._put("unbound", variable)
-        if _is_library(value):  # for example the inner function of a decorator around a user's function
+        if is_library(value):  # for example the inner function of a decorator around a user's function
             return
         self.add(value.__code__, name)
         self._add_items("defaults", (value.__defaults__, value.__kwdefaults__), name)
-        words = sorted(_names_in(value.__code__))
+        self._add_settable(vars(value), name, written_by(value.__code__))
+        words = sorted(names_in(value.__code__))
         for word in words:
             if word in value.__globals__:
                 referenced = value.__globals__[word]
                 self.add(referenced, f"{name}.{word}")
-                if isinstance(referenced, types.ModuleType) and not _is_library_module(referenced.__name__):
-                    for inner in words:  # attributes taken from a user's module
-                        if inner in vars(referenced):
-                            self.add(vars(referenced)[inner], f"{name}.{word}.{inner}")
+                self._add_from(referenced, words, f"{name}.{word}", ())
+        for level, imported in sorted(imports_of(value.__code__)):
+            self._add_import(level, imported, value, words, name)
+
+    def _add_from(self, module: Any, words: Sequence[str], name: str, within: tuple[Any, ...]) -> None:
+        """Add the attributes that are taken from a user's module, or from modules in it."""
+        if not isinstance(module, types.ModuleType) or is_library_module(module.__name__) or module in within:
+            return
+        for word in words:
+            if word in vars(module):
+                self._put(word)
+                self.add(vars(module)[word], f"{name}.{word}")
+                self._add_from(vars(module)[word], words, f"{name}.{word}", (*within, module))
+
+    def _add_import(
+        self, level: int, imported: str, function: types.FunctionType, words: Sequence[str], name: str
+    ) -> None:
+        """Add what a function takes from a module that it imports itself; nothing is imported here."""
+        full = ownership.absolute(level, imported, function)
+        self._put("import", full)
+        if full in sys.modules:
+            self._add_from(sys.modules[full], words, f"{name}.{full}", ())
+        elif not ownership.is_installed(full.partition(".")[0]):
+            self._unchecked[f"{name}.{full}: module that is not imported yet"] = None
 
     def _add_class(self, value: type, name: str) -> None:
         self._put("class", value.__module__, value.__qualname__)
-        if _is_library(value):
-            return
+        if is_library(value):  # may be made of a user's class, as for parametrizations
+            return self._add_items("bases", [base for base in value.__mro__[1:] if not is_library(base)], name)
         self._add_items("bases", value.__bases__, name)
+        if issubclass(value, Enum):
+            self.add({key: member.value for key, member in value.__members__.items()}, name)
         for key, item in sorted(vars(value).items()):
             if isinstance(item, _WRAPPERS):
                 self.add(item.__func__, f"{name}.{key}")
             elif isinstance(item, property):
                 self._add_items("property", (item.fget, item.fset), f"{name}.{key}")
-            elif isinstance(item, types.FunctionType) or (_is_plain(item) and not key.startswith("__")):
+            elif isinstance(item, functools.cached_property):
+                self.add(item.func, f"{name}.{key}")
+            elif isinstance(item, types.FunctionType) or (is_plain(item) and not key.startswith("__")):
+                self.add(item, f"{name}.{key}")
+            elif not (isinstance(item, _OF_CLASSES) or key == "_abc_impl" or issubclass(value, Enum)):
+                self._add_settable({key: item}, name, self._written)
+        return None
+
+    def _add_settable(self, items: Mapping[str, Any], name: str, written: Iterable[str]) -> None:
+        """Add attributes of a class or function, except those of Python and those that code writes."""
+        for key, item in sorted(items.items()):
+            if key.startswith("__") or (key.startswith("_") and key.endswith("_")):
+                continue
+            if key in written:
+                self._add_written(item, f"{name}.{key}")
+            else:
+                self._put(key)
                 self.add(item, f"{name}.{key}")
 
+    def _add_written(self, item: Any, name: str) -> None:
+        """Name a value that may be a cache or a counter, unless it is empty."""
+        if item is not None and not (isinstance(item, (Mapping, Sequence, Set)) and not item):
+            self._cannot_check(item, name)
+
     def _add_module(self, value: nn.Module, name: str) -> None:
-        self.add_layers(value, name)
         tensors = [*value.named_parameters(remove_duplicate=False), *value.named_buffers(remove_duplicate=False)]
         order = {id(tensor): index for index, (_, tensor) in reversed(list(enumerate(tensors)))}
+        known = {id(tensor) for _, tensor in tensors if self._is_held(tensor)}
+        self.hold(tensor for _, tensor in tensors)
+        self.add_layers(value, name)
         for index, (path, tensor) in enumerate(tensors):
             self._put("tensor", path, order[id(tensor)])
             if order[id(tensor)] == index:
-                self.add(tensor, f"{name}.{path}")
+                add = self.add if id(tensor) in known else self._add_array
+                add(tensor, f"{name}.{path}")
 
     def add_layers(self, value: nn.Module, name: str) -> None:
         """Add what a model does with its parameters and buffers: classes, attributes and hooks of its modules."""
-        for path, module in value.named_modules():
+        modules = dict(value.named_modules())
+        for module in modules.values():
+            self._seen.setdefault(id(module), (len(self._seen), module))
+        self._written |= ownership.written_in_passes(modules.values())
+        for path, module in modules.items():
             self._put("submodule", path)
             self.add(type(module), name)
-            self._add_attributes(vars(module), name, _OF_MODULES)
-            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-            self._add_items("hooks", hooks, name)
+            self._add_attributes(type(module), vars(module), f"{name}.{path}" if path else name, _OF_MODULES)
+            self._add_items("hooks", ownership.hooks_of(module), name)
+            if isinstance(module, torch.fx.GraphModule):
+                self._put("graph", module.code)
 
-    def _add_attributes(self, attributes: Mapping[str, Any], name: str, without: Sequence[str]) -> None:
+    def _add_attributes(self, kind: type, attributes: Mapping[str, Any], name: str, without: Sequence[str]) -> None:
+        """Add the attributes of a module or of settings that it holds, for example a configuration."""
+        own, made = is_own(kind), ownership.assigned_by_libraries(kind)
         for key, item in sorted(attributes.items()):
-            if key.startswith("_") or key in without:
+            private = key.startswith("_")
+            if key in without or (private and not own) or (private and ownership.is_of_library(key, made)):
                 continue
-            if _is_simple(item) or callable(item):
+            written = key in self._written and not isinstance(item, _FUNCTIONS)
+            if key not in made and (written or isinstance(item, _RANDOM)):
+                self._add_written(item, f"{name}.{key}")
+            elif ownership.is_simple(item) or callable(item):
                 self._put(key)
                 self.add(item, f"{name}.{key}")
-            elif isinstance(item, types.SimpleNamespace) or dataclasses.is_dataclass(item):  # settings
-                new = id(item) not in self._seen
-                order, _ = self._seen.setdefault(id(item), (len(self._seen), item))
-                self._put(key, type(item).__qualname__, order)
-                if not new:
-                    continue
-                names = [*getattr(item, "__dict__", ()), *getattr(item, "__dataclass_fields__", ())]
-                labels = _OF_SETTINGS if hasattr(item, "transformers_version") else ()
-                self._add_attributes({key: getattr(item, key, None) for key in names}, f"{name}.{key}", labels)
+            elif ownership.is_settings(item):
+                self._put(key)
+                self._add_settings(item, f"{name}.{key}")
+            elif key not in made and not isinstance(item, RemovableHandle):  # hooks count, not their numbers
+                self._put(key)
+                self.add(item, f"{name}.{key}")
+
+    def _add_settings(self, item: Any, name: str) -> None:
+        new = id(item) not in self._seen
+        order, _ = self._seen.setdefault(id(item), (len(self._seen), item))
+        self._put(type(item).__qualname__, order)
+        if not new:
+            return
+        if is_own(type(item)):
+            self.add(type(item), name)
+        names = [*getattr(item, "__dict__", ()), *getattr(item, "__dataclass_fields__", ())]
+        labels = _OF_SETTINGS if hasattr(item, "transformers_version") else ()
+        self._add_attributes(type(item), {key: getattr(item, key, None) for key in names}, name, labels)
 
     def _add_object(self, value: Any, name: str) -> None:
         """Add the state that `copy` and `pickle` would store of any other object."""
@@ -280,11 +372,6 @@ class _Digest:
         self._unchecked[f"{name}: {type(value).__name__}"] = None
 
 
-def _is_plain(value: Any) -> bool:
-    plain = (bool, int, float, complex, str, bytes, Enum, PurePath, range, np.generic)
-    return value is None or value is ... or isinstance(value, (*plain, torch.dtype, torch.device))
-
-
 def _plain(value: Any) -> tuple[str, str]:
     """Return type and value; numpy scalars count as Python numbers."""
     if isinstance(value, np.generic):
@@ -294,34 +381,11 @@ def _plain(value: Any) -> tuple[str, str]:
     return type(value).__name__, repr(value)
 
 
-def _is_simple(value: Any) -> bool:
-    """Whether a value is plain, or a container of plain values."""
-    if isinstance(value, Mapping):
-        return all(map(_is_simple, value.values()))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(map(_is_simple, value))
-    return _is_plain(value)
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    """The names of globals and attributes in a function's code and in the functions defined within it."""
-    inner = (_names_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*inner)
-
-
-def _is_library(value: Any) -> bool:
-    return _is_library_module(getattr(value, "__module__", None) or "builtins")
-
-
-@functools.cache
-def _is_library_module(name: str) -> bool:
-    """Whether a module belongs to Python or an installed package rather than to the user."""
-    import sys
-
-    if name.partition(".")[0] in _BY_NAME:
-        return True
-    module = sys.modules.get(name)
-    if name == "__main__" or module is None:
-        return False
-    file = getattr(module, "__file__", None)
-    return file is None or str(Path(file).resolve()).startswith(_LIBRARY)
+def _memory_of(tensor: Tensor) -> Any:
+    """Return what holds the values of a dense tensor, or None if it has no memory of its own."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return None
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # a tensor of another library
+        return None

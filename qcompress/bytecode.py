@@ -1,0 +1,118 @@
+"""What functions do by name, read from their bytecode: names, attributes that they write, imports.
+
+A name stands for every attribute of this name, whatever object it belongs to: the bytecode does not say which.
+"""
+
+import dis
+import functools
+import inspect
+import types
+from collections import deque
+from collections.abc import Iterator
+
+_LOADING = ("LOAD_ATTR", "LOAD_METHOD")
+_ASSIGNING = ("STORE_ATTR", "DELETE_ATTR")
+_ASSIGNING_ITEMS = ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
+_INDEXING = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT", "BINARY_SUBSCR", "BINARY_OP")
+_BY_TEXT = {"setattr", "delattr", "vars", "__dict__", "__setattr__", "__delattr__"}
+_CHANGING = {"fill"}.union(*(vars(kind) for kind in (list, dict, set, deque))) - {"get"}.union(
+    *(vars(kind) for kind in (object, tuple, frozenset, types.MappingProxyType))
+)
+"""Methods of containers and arrays that may change them; those of tensors end in an underscore."""
+
+
+def names_in(code: types.CodeType) -> set[str]:
+    """Return the names of globals and attributes in a function's code and in the functions defined within it."""
+    return {name for each in _with_inner(code) for name in each.co_names}
+
+
+def assigned_by(code: types.CodeType) -> set[str]:
+    """Return the names of attributes that code assigns or deletes."""
+    return {
+        instruction.argval
+        for each in _with_inner(code)
+        for instruction in dis.get_instructions(each)
+        if instruction.opname in _ASSIGNING
+    }
+
+
+def written_by(code: types.CodeType) -> set[str]:
+    """Return the names of attributes that code may assign, delete, or change by an item, an operator or a method.
+
+    In a line that assigns an item, all attributes count. Changes through another name of the same object are not found.
+
+    >>> def forward(self, x):
+    ...     self.seen.append(self.scale * x)
+    ...     self.calls += 1
+    ...     self.cache[x.shape] = x
+    >>> sorted(written_by(forward.__code__))
+    ['cache', 'calls', 'seen', 'shape']
+    """
+    return {name for each in _with_inner(code) for name in _written(each)}
+
+
+def imports_of(code: types.CodeType) -> set[tuple[int, str]]:
+    """Return the level (0 if absolute) and name of every module that code imports when it runs.
+
+    >>> def run():
+    ...     import os.path
+    ...     from .helpers import SCALE
+    >>> sorted(imports_of(run.__code__))
+    [(0, 'os.path'), (1, 'helpers')]
+    """
+    found = set()
+    for each in _with_inner(code):
+        listed = list(dis.get_instructions(each))
+        for level, instruction in zip(listed, listed[2:], strict=False):
+            if instruction.opname == "IMPORT_NAME":
+                found.add((level.argval, instruction.argval))
+    return found
+
+
+def functions_in(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """Yield name and function of the methods and properties in the body of a class, without decorators around them."""
+    for name, item in vars(kind).items():
+        if isinstance(item, (staticmethod, classmethod)):
+            item = item.__func__
+        elif isinstance(item, property):
+            item = item.fget
+        elif isinstance(item, functools.cached_property):
+            item = item.func
+        if isinstance(item, types.FunctionType):
+            yield name, inspect.unwrap(item)
+
+
+def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _with_inner(constant)
+
+
+@functools.lru_cache(maxsize=4096)
+def _written(code: types.CodeType) -> frozenset[str]:
+    found: set[str] = set()
+    if not _BY_TEXT.isdisjoint(code.co_names):
+        found.update(text for text in code.co_consts if isinstance(text, str) and text.isidentifier())
+    loaded: dict[int | None, set[str]] = {}
+    last = None  # the attribute that is on top of the stack, or an item of it
+    lines: set[int | None] = set()
+    for instruction in dis.get_instructions(code):
+        name, line = instruction.opname, instruction.positions.lineno if instruction.positions else None
+        if name in _ASSIGNING:
+            found.add(instruction.argval)
+        elif name in _ASSIGNING_ITEMS:
+            lines.add(line)
+        elif name in _LOADING:
+            if last is not None and _changes(instruction.argval):
+                found.add(last)
+            loaded.setdefault(line, set()).add(instruction.argval)
+        if name in _LOADING:
+            last = instruction.argval
+        elif not name.startswith(_INDEXING):
+            last = None
+    return frozenset(found.union(*(loaded.get(line, ()) for line in lines)))
+
+
+def _changes(method: str) -> bool:
+    return method in _CHANGING or (method.endswith("_") and not method.startswith("_"))

@@ -1,0 +1,137 @@
+"""What kind of value something is: the user's own or a library's, plain or not, written by a pass or not.
+
+What belongs to Python or an installed package is known by its name; only what the user wrote can change unnoticed.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Mapping, Sequence, Set
+from enum import Enum
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qcompress.bytecode import assigned_by, functions_in, names_in, written_by
+
+_LIBRARY = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib"))
+_BY_NAME = ("qcompress", "solvers", "formulations", "torch", "numpy")
+_OF_LIBRARIES = ("_qcompress", "_hf_", "_is_hf_")
+"""How private attributes begin that libraries set in modules of others."""
+_MODULE = frozenset(vars(nn.Module()))
+_OTHERWISE = (nn.Module, Mapping, Sequence, Set)
+"""What is looked into in another way than by its attributes."""
+
+
+def is_library(value: Any) -> bool:
+    """Whether a class or function belongs to Python or an installed package rather than to the user."""
+    return is_library_module(getattr(value, "__module__", None) or "builtins")
+
+
+@functools.cache
+def is_library_module(name: str) -> bool:
+    """Whether a module belongs to Python or an installed package rather than to the user."""
+    if name.partition(".")[0] in _BY_NAME:
+        return True
+    module = sys.modules.get(name)
+    if name == "__main__" or module is None:
+        return False
+    file = getattr(module, "__file__", None)
+    return file is None or str(Path(file).resolve()).startswith(_LIBRARY)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package that need not be imported belongs to Python or is installed."""
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and (found.origin or "").startswith((*_LIBRARY, "built-in", "frozen"))
+
+
+def absolute(level: int, imported: str, function: types.FunctionType) -> str:
+    """Return the full name of a module that a function imports, or the name as it is if there is no such place."""
+    try:
+        return importlib.util.resolve_name("." * level + imported, function.__globals__.get("__package__"))
+    except (ImportError, ValueError):
+        return imported
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """Return what runs before and after a module."""
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def written_in_passes(modules: Iterable[nn.Module]) -> set[str]:
+    """Return the names of attributes that code of the user may write when the modules run.
+
+    Followed are ``forward`` and hooks and, from there, all methods of the modules and of what they hold, and functions,
+    by their names.
+    """
+    methods: dict[str, list[types.FunctionType]] = {}
+    kinds = {type(item) for module in modules for item in (module, *vars(module).values())}
+    for base in {base for kind in kinds for base in kind.__mro__ if not is_library(base)}:
+        for name, function in functions_in(base):
+            methods.setdefault(name, []).append(function)
+    waiting: list[Any] = list(methods.get("forward", ()))
+    for module in modules:
+        waiting += (*hooks_of(module), vars(module).get("forward"))
+    found: set[types.CodeType] = set()
+    while waiting:
+        function = inspect.unwrap(getattr(waiting[-1], "__func__", waiting[-1]))
+        del waiting[-1]
+        if isinstance(function, types.FunctionType) and not is_library(function) and function.__code__ not in found:
+            found.add(function.__code__)
+            for name in names_in(function.__code__):
+                waiting += (function.__globals__.get(name), *methods.get(name, ()))
+    return {name for code in found for name in written_by(code)}
+
+
+@functools.lru_cache(maxsize=256)
+def assigned_by_libraries(kind: type) -> frozenset[str]:
+    """Return the names of attributes that the classes of libraries that a class is made of assign."""
+    bases = [base for base in kind.__mro__ if is_library(base) and base not in (object, nn.Module)]
+    codes = (function.__code__ for base in bases for _, function in functions_in(base))
+    return frozenset().union(*map(assigned_by, codes))
+
+
+def is_of_library(key: str, made: Iterable[str]) -> bool:
+    """Whether a private attribute is one of PyTorch's or another library's, given those that classes assign."""
+    return hasattr(nn.Module, key) or key in _MODULE or key in made or key.startswith(_OF_LIBRARIES)
+
+
+def is_own(kind: type) -> bool:
+    """Whether a class is made by the user, at least in part, so that its private attributes are the user's."""
+    return kind is types.SimpleNamespace or not all(map(is_library, kind.__mro__))
+
+
+def is_settings(value: Any) -> bool:
+    """Whether a value is a bundle of attributes: a namespace, a dataclass, or an object of a user's plain class."""
+    if isinstance(value, types.SimpleNamespace) or dataclasses.is_dataclass(value):
+        return True
+    kind: Any = type(value)
+    plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    pickled = any("__getstate__" in vars(base) for base in kind.__mro__[:-1])
+    return plain and not pickled and is_own(kind) and hasattr(value, "__dict__") and not isinstance(value, _OTHERWISE)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is known by its text."""
+    plain = (bool, int, float, complex, str, bytes, Enum, PurePath, range, np.generic)
+    return value is None or value is ... or isinstance(value, (*plain, torch.dtype, torch.device))
+
+
+def is_simple(value: Any) -> bool:
+    """Whether a value is plain, or a container of plain values."""
+    if isinstance(value, Mapping):
+        return all(map(is_simple, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(is_simple, value))
+    return is_plain(value)
