@@ -175,7 +175,7 @@ class CompressedTensors(Engine):
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:  # noqa: ARG002
         """Write the folder."""
-        state, items = written_state(model), _compressed(self, model)
+        items, state = _compressed(self, model), written_state(model)
         files = _files_of(state, self.shard_bytes)
         packed = {_weight_name(item.part, state): item for item in items}
         path.mkdir()
@@ -247,11 +247,18 @@ def _output(model: nn.Module, batch: Any) -> Tensor:
 
 
 def loaded(path: Path) -> nn.Module:
-    """Load the model of a folder with transformers, in evaluation mode."""
+    """Load the model of a folder with transformers, in evaluation mode.
+
+    Raises:
+        EngineError: transformers does not load it.
+    """
     import transformers
 
-    kind: Any = class_of(transformers.AutoConfig.from_pretrained(path))
-    model: nn.Module = kind.from_pretrained(path)
+    try:
+        kind: Any = class_of(transformers.AutoConfig.from_pretrained(path))
+        model: nn.Module = kind.from_pretrained(path)
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        raise EngineError(f"transformers does not load {path}: {error}") from error
     return model.eval()
 
 

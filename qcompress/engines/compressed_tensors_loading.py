@@ -20,9 +20,16 @@ def written_state(model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         EngineError: it is not a transformers model; from its configuration transformers builds another shape, as where
-            the layers of one kind have lost different numbers of units, or ties what are two weights in the model.
+            the layers of one kind have lost different numbers of units, or a weight that the model does not have, or
+            ties what are two weights in the model.
     """
     places, state = all_names(_built(model)), all_names(model)
+    if lost := sorted(places.keys() - state.keys()):
+        raise EngineError(
+            f"engine 'compressed-tensors' cannot write this model: from its configuration transformers builds "
+            f"{lost[0]!r}, which the model does not have ({len(lost)} such weights), as one that was loaded packed: "
+            "give the original model"
+        )
     first: dict[int, str] = {}
     written = {}
     for name, tensor in state.items():

@@ -129,6 +129,21 @@ def test_a_damaged_configuration_is_one_clear_error(
         qcompress.verify(path, model, [torch.randint(31, (2, 7))], target="compressed-tensors")
 
 
+def test_a_packed_model_is_not_written_again_and_a_wrong_scheme_is_one_clear_error(
+    tmp_path: Path, model: nn.Module
+) -> None:
+    batch, engine = torch.randint(31, (2, 7)), CompressedTensors()
+    legal = for_engine(engine, model, measured(model, batch, qcompress.prune_quantize(bits=(4,), group_size=16)))
+    smaller = qcompress.apply(model, legal, solution([len(options) - 1 for options in legal.transforms]))
+    path = qcompress.export(smaller, tmp_path / "small", target=engine).path
+    with pytest.raises(EngineError, match=r"builds '.*\.weight', which the model does not have .* loaded packed"):
+        qcompress.export(loaded(path), tmp_path / "again", target=engine)
+    config = (path / "config.json").read_bytes()
+    (path / "config.json").write_bytes(config.replace(b'"num_bits": 4', b'"num_bits": 8'))
+    with pytest.raises(EngineError, match="transformers does not load"):
+        qcompress.verify(path, smaller, [batch], target=engine)
+
+
 def test_layers_that_vllm_fuses_are_tied(model: nn.Module) -> None:
     parts = measured(model, torch.randint(31, (2, 7)), IN_GROUPS).parts
     first = "model.layers.0."

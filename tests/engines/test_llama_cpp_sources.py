@@ -77,6 +77,14 @@ def test_a_header_without_a_size_is_refused_by_name(llama, name, tmp_path):
         read_gguf(tmp_path / "a.gguf")
 
 
+def test_a_file_without_a_tokenizer_is_told(llama, tmp_path):
+    head = head_of(llama, "")
+    values = {key: value for key, value in head.values.items() if not key.startswith("tokenizer.")}
+    write(tmp_path / "a.gguf", values, [entry.plan for entry in entries(llama, head)])
+    with pytest.raises(EngineError, match=r"a\.gguf lacks tokenizer\.ggml\.tokens"):
+        qcompress.verify(tmp_path / "a.gguf", llama, [words(0)], target=ENGINE)
+
+
 def factors(name, values):
     content = np.array(values, np.float32)
     return TensorPlan(name=name, shape=content.shape, number=0, size_bytes=content.nbytes, content=lambda: content)

@@ -72,7 +72,7 @@ def _described(path: Path) -> tuple[int, int, bool]:
     """Size of the vocabulary, id of a token that consists of plain letters, and whether the model is an encoder.
 
     Raises:
-        EngineError: the file is no whole model.
+        EngineError: the file is no whole model, or has no tokenizer.
     """
     reader = opened(path)
     if why := why_not_whole(reader):
@@ -80,6 +80,8 @@ def _described(path: Path) -> tuple[int, int, bool]:
     kind = str(reader.fields["general.architecture"].contents())
     width = next(int(tensor.shape[-1]) for tensor in reader.tensors if tensor.name == "token_embd.weight")
     encoder = architecture_called(kind).encoder
+    if not encoder and "tokenizer.ggml.tokens" not in reader.fields:
+        raise EngineError(f"{path} lacks tokenizer.ggml.tokens: give a file with the model's tokenizer")
     texts = () if encoder else reader.fields["tokenizer.ggml.tokens"].contents()
     plain = next((number for number, text in enumerate(texts) if text.isascii() and text.isalpha()), 0)
     return width, plain, encoder
