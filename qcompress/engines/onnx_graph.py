@@ -243,8 +243,10 @@ class Encoding:
     def _reshaping(self) -> list[tuple[str, list[int]]]:
         """The steps from rows to the weight, as in `qcompress.model.layers.from_rows`."""
         shape = list(layers.weight_of(self.module).shape)
-        if len(shape) == 2:
+        if layers.is_by_rows(self.module):
             return []
+        if layers.has_inputs_first(self.module):
+            return [("Transpose", [1, 0])]
         if not isinstance(self.module, layers.TRANSPOSED):
             return [("Reshape", shape)]
         inputs, outputs, *kernel = shape
@@ -284,7 +286,8 @@ def encoding(proto: Any, name: str, modules: Sequence[nn.Module], scheme: Scheme
         target: description of its rows.
     """
     by_row = scheme.bits == 8 and scheme.group_size is None
-    products, lookups = _uses(proto, name) if takes_blocks(scheme) or by_row else ((), ())
+    by_rows = all(map(layers.is_by_rows, modules))  # else whatever reads the weight does not read rows
+    products, lookups = _uses(proto, name) if by_rows and (takes_blocks(scheme) or by_row) else ((), ())
     functional = bool(products and lookups) and not any(map(is_linear, modules))  # the emulation sees no such product
     if (by_row and products) or functional:
         products, lookups = (), ()

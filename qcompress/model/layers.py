@@ -70,6 +70,15 @@ def has_inputs_first(module: nn.Module) -> bool:
     return kind is not None and _inputs_first(kind)
 
 
+def is_by_rows(module: nn.Module) -> bool:
+    """Whether the layer's weight is the rows themselves, so that `to_rows` neither turns nor reshapes it.
+
+    >>> is_by_rows(nn.Linear(2, 3)), is_by_rows(nn.Conv1d(2, 3, 1))
+    (True, False)
+    """
+    return weight_of(module).ndim == 2 and not has_inputs_first(module)
+
+
 def makes_second_dimension(module: nn.Module) -> bool:
     """Whether a layer's outputs are along dimension 1 of its weight; of a table, its columns.
 
