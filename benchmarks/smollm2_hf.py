@@ -179,7 +179,7 @@ def main() -> None:
     def add(bits: float, choice: str, smaller: torch.nn.Module, solution: qcompress.Solution, taken: str = "") -> None:
         path = words.folder / f"{choice}_{bits}"
         written = qcompress.export(smaller, path, target=engine)
-        _, difference, wrong = checked(engine, written.path, smaller, [judges[0][:, :64]])
+        _, difference, wrong, _ = checked(engine, written.path, smaller, [judges[0][:, :64]])
         assert not wrong, wrong
         shutil.rmtree(path)
         each = divergences(reference, smaller, judges)

@@ -25,6 +25,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.latency import load_times, save_times
 from qcompress.model.batches import samples
 from qcompress.model.calibration import Calibration
+from qcompress.model.opened import opened_of
 from qcompress.proposals import feasible_settings
 from qcompress.run_folder import Kept, RunFolder, has_written, remove
 from qcompress.steps import Request
@@ -37,6 +38,7 @@ ASKED = "latency_s asked for"
 """Key in a solution's details: the time budget that the choice was solved for."""
 
 VERIFIED = 2  # number of samples on which the engine's file is compared
+VERIFIED_NUMBERS = 16  # the same for outputs of one number, whose spread is that of the samples
 
 
 def engine_for(
@@ -100,9 +102,7 @@ def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measure
     calibration = request.calibration
     # seconds may be those of PyTorch, and an engine may offer choices for other weights
     measurement = without_resources(measurement, (LATENCY, BITS_PER_WEIGHT))
-    measurement = with_resources(
-        for_engine(engine, calibration.model, measurement, calibration.first_batch()), request.budget
-    )
+    measurement = for_engine(engine, calibration.model, measurement, calibration.first_batch(), request.budget)
     if LATENCY not in request.budget:
         return measurement
     return run.once(
@@ -206,11 +206,19 @@ def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[Export
         with run.timed("export"):
             size_bytes = draft_file(engine, model, draft, batch)
         with run.timed("verify"):
-            verification = _accepted(engine, model, draft, list(itertools.islice(samples(batch), VERIFIED)), goal)
+            verification = _accepted(engine, model, draft, _first_samples(engine, model, batch), goal)
         require_free(engine, goal, own=has_written(run.path, goal))  # something may have come there meanwhile
         run.exporting(goal, draft)
     run.exported(goal)
     return ExportedFile(path=goal, size_bytes=size_bytes), verification
+
+
+def _first_samples(engine: Engine, model: nn.Module, batch: Any) -> list[Any]:
+    """The samples on which the engine's file is compared."""
+    if opened_of(model) is not None:  # language models
+        return list(itertools.islice(samples(batch), VERIFIED))
+    output = emulated(engine, model, [next(samples(batch))]).outputs[0]
+    return list(itertools.islice(samples(batch), VERIFIED if output.shape[-1] > 1 else VERIFIED_NUMBERS))
 
 
 def _accepted(engine: Engine, model: nn.Module, draft: Path, batches: list[Any], goal: Path) -> Verification:

@@ -80,6 +80,7 @@ def verify(
                 if peak is None
                 else [("peak memory, with dense weights", f"{peak:,}, {verification.dense_peak_bytes:,} bytes")]
             ),
+            *([("not compared", verification.not_compared)] if verification.not_compared else []),
             ("as predicted", "yes" if verification.ok else f"no: {verification.why_not}"),
         ]
         print_table(("", ""), rows)

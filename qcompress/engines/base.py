@@ -231,6 +231,16 @@ class Engine(ABC):
         """Files that the settings ask for besides the engine's own, see `qcompress.engines.companions`."""
         return ()
 
+    def example_of(self, path: Path, batch: Any) -> Any:  # noqa: ARG002
+        """A batch in the form of the example that a file was written with, so that `sizes` predicts the file's bytes.
+
+        The default is the batch itself, for engines that do not trace the model.
+
+        Raises:
+            BatchError: the batch lacks something of the example.
+        """
+        return batch
+
     @abstractmethod
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
         """Run the file in the engine."""

@@ -3,9 +3,10 @@
 import contextlib
 import inspect
 import io
+import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from qcompress.engines.onnx_graph import OPSET, has_branches
 from qcompress.errors import BatchError, DataError, EngineError, ModelError
 from qcompress.model import forward as forwards
 from qcompress.transforms.activations import unrounded
+
+EXAMPLE = "example"
+"""Key of the shapes of the example in the file's metadata: by name if it was a mapping, else in order."""
 
 
 class Traced(nn.Module):
@@ -62,18 +66,58 @@ def feed_of(session: Any, batch: Any) -> dict[str, Any]:
     """A batch as the inputs of an ONNX Runtime session: a mapping by its keys, others in order.
 
     Raises:
-        EngineError: inputs are missing.
+        BatchError: inputs are missing.
     """
     names = [entry.name for entry in session.get_inputs()]
+    return {name: tensor.detach().cpu().numpy() for name, tensor in _by_name(batch, names, names).items()}
+
+
+def _by_name(batch: Any, names: Collection[str], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """The wanted tensors of a batch, whose tensors have these names if it is not a mapping.
+
+    Raises:
+        BatchError: some are missing.
+    """
     tensors = inputs_of(list(batch) if isinstance(batch, tuple) else batch, len(names))
     given = dict(zip(batch if isinstance(batch, Mapping) else names, tensors, strict=False))
-    if missing := [name for name in names if name not in given]:
+    if missing := [name for name in wanted if name not in given]:
         found = ", ".join(map(repr, batch)) if isinstance(batch, Mapping) else f"{len(tensors)} tensors"
-        raise EngineError(
-            f"the file's inputs are {', '.join(map(repr, names))}, but {', '.join(map(repr, missing))} "
+        raise BatchError(
+            f"the file's inputs are {', '.join(map(repr, wanted))}, but {', '.join(map(repr, missing))} "
             f"is missing in the batch, which has {found}"
         )
-    return {name: given[name].numpy() for name in names}
+    return {name: given[name] for name in wanted}
+
+
+def like_the_example(session: Any, batch: Any) -> Any:
+    """A batch in the form of the example that a file was traced with; itself if the file does not say it.
+
+    The graph depends on the names and the order of the inputs, and on sizes that the model looks at.
+
+    Raises:
+        BatchError: an input of the example is missing, or has another number of dimensions.
+    """
+    shapes = json.loads(session.get_modelmeta().custom_metadata_map.get(EXAMPLE, "null"))
+    if shapes is None:
+        return batch
+    names = [entry.name for entry in session.get_inputs()]
+    wanted = shapes if isinstance(shapes, dict) else dict(zip(names, shapes, strict=True))
+    given = _by_name(batch, names, wanted)
+    example = {name: _of_shape(name, given[name], shape) for name, shape in wanted.items()}
+    return example if isinstance(shapes, dict) else list(example.values())
+
+
+def _of_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Cut or repeat a tensor along its dimensions.
+
+    >>> _of_shape("x", torch.tensor([[1, 2, 3]]), (2, 4)).tolist()
+    [[1, 2, 3, 1], [1, 2, 3, 1]]
+    """
+    if tensor.ndim != len(shape) or 0 in tensor.shape:
+        raise BatchError(f"{name!r} has the shape {list(tensor.shape)}, and {list(shape)} in the file's example")
+    for dim, size in enumerate(shape):
+        tensor = tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
+    return tensor
 
 
 def trace(model: nn.Module, example: Any) -> Any:
@@ -97,9 +141,15 @@ def trace(model: nn.Module, example: Any) -> Any:
     needed = _num_inputs(model) if isinstance(example, (list, tuple)) else None
     tensors = inputs_of(list(example) if isinstance(example, tuple) else example, needed)
     batch = example if isinstance(example, (Mapping, Tensor)) else tensors
-    pair = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in tensors)  # 1 would be fixed
+    pair = tuple(  # a dimension of 1 would be fixed, and a tensor that is given twice would be one input
+        (torch.cat([tensor, tensor]) if tensor.ndim and len(tensor) == 1 else tensor).detach().clone()
+        for tensor in tensors
+    )
     auto = torch.export.Dim.AUTO
-    shapes = tuple(dict.fromkeys(range(1 if tensor.is_floating_point() else tensor.ndim), auto) for tensor in tensors)
+    shapes = tuple(
+        dict.fromkeys(range(min(1, tensor.ndim) if tensor.is_floating_point() else tensor.ndim), auto)
+        for tensor in tensors
+    )
     with _inference(model), unrounded(), _quietly(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -115,8 +165,11 @@ def trace(model: nn.Module, example: Any) -> Any:
     proto = _bare(proto)
     _leave_out_zero_biases(proto.graph)
     _name_ends(proto.graph, _names(model, batch, len(tensors)))
+    given: Any = [list(tensor.shape) for tensor in tensors]
     if isinstance(example, Mapping):
         _leave_out_unread_inputs(proto.graph)
+        given = dict(zip(example, given, strict=True))
+    proto.metadata_props.add(key=EXAMPLE, value=json.dumps(given))
     return proto
 
 

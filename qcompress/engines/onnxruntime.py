@@ -164,6 +164,10 @@ class OnnxRuntime(Engine):
         onnx_integer.put_(proto, list(_integer_layers(proto, model, integers)))
         path.write_bytes(_padded(proto, self.accuracy_level, size))
 
+    def example_of(self, path: Path, batch: Any) -> Any:
+        """The inputs of the file's example, cut or repeated to its shapes."""
+        return onnx_tracing.like_the_example(self.session(path), batch)
+
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
         """Run the file on the CPU."""
         session, outputs, wall_s = self.session(path), [], 0.0

@@ -94,8 +94,9 @@ def written(
         predicted = qcompress.formulate(legal, {FILE_BYTES: 1.0}, pairs=False).evaluate(choice).usage[FILE_BYTES]
     file = qcompress.export(smaller, path, target=engine, example=batch)
     assert predicted in (None, file.size_bytes), (file.size_bytes, predicted)
-    size_bytes, difference, wrong = checked(engine, file.path, smaller, [batch])
+    size_bytes, difference, wrong, unknown = checked(engine, file.path, smaller, [batch])
     assert not wrong, wrong
+    assert not unknown, unknown
     assert size_bytes == file.size_bytes
     return difference
 

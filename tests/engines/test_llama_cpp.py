@@ -95,7 +95,7 @@ def one_run(seed, folder, choices=1):
             predicted = qcompress.formulate(legal, {FILE_BYTES: 1.0}, pairs=False).evaluate(choice).usage[FILE_BYTES]
         file = qcompress.export(smaller, folder / "small.gguf", target=engine)
         assert predicted in (None, file.size_bytes), (file.size_bytes, predicted)
-        _, _, wrong = checked(engine, file.path, smaller, [words(seed, samples=1, length=rng.choice([1, 9]))])
+        _, _, wrong, _ = checked(engine, file.path, smaller, [words(seed, samples=1, length=rng.choice([1, 9]))])
         assert not wrong, wrong
 
 

@@ -209,7 +209,9 @@ def test_the_batch_may_be_of_any_size_and_the_file_says_what_it_was_written_for(
         batch = torch.randn(size, 40)
         with torch.no_grad():
             torch.testing.assert_close(EXACT.run(path, [batch]).outputs[0], smaller(batch), atol=FLOAT, rtol=0)
-    told = json.loads(onnx.load(path).metadata_props[0].value)
+    held = {item.key: json.loads(item.value) for item in onnx.load(path).metadata_props}
+    assert held["example"] == [[1, 40]]
+    told = held["qcompress"]
     assert told["opset"] == 23
     assert told["accuracy_level"] == 1
     assert told["engine"].startswith("onnxruntime ")
