@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from formulations import Problem
 from formulations.formatting import amount
@@ -206,8 +207,15 @@ def loose(budgets: Mapping[str, float], original: Mapping[str, float]) -> list[s
     ]
 
 
-def with_resources(measurement: Measurement, names: Iterable[str]) -> Measurement:
+def with_resources(
+    measurement: Measurement, names: Iterable[str], weight_bytes: NDArray[np.float64] | None = None
+) -> Measurement:
     """Return the measurement with those of the named resources added that can be computed from it.
+
+    Args:
+        measurement: the measurement.
+        names: names of resources.
+        weight_bytes: ``(V,)`` bytes of the options' numbers in an engine's file, where they are not ``bytes``.
 
     >>> import torch
     >>> from qcompress import measure, prune_quantize
@@ -216,7 +224,8 @@ def with_resources(measurement: Measurement, names: Iterable[str]) -> Measuremen
     [32.0, 4.5]
     """
     if BITS_PER_WEIGHT in names and BITS_PER_WEIGHT not in measurement.resources:
-        return _with_bits_per_weight(measurement)
+        own = measurement.resources["bytes"] if weight_bytes is None else weight_bytes
+        return _with_bits_per_weight(measurement, own)
     return measurement
 
 
@@ -243,7 +252,7 @@ def without_resources(measurement: Measurement, names: Iterable[str]) -> Measure
     )
 
 
-def _with_bits_per_weight(measurement: Measurement) -> Measurement:
+def _with_bits_per_weight(measurement: Measurement, weight_bytes: NDArray[np.float64]) -> Measurement:
     """Add a resource: the bits of all weights that have a choice, divided by their number."""
     has_choice = np.array([len(options) > 1 for options in measurement.transforms])
     num_weights = sum(
@@ -252,7 +261,7 @@ def _with_bits_per_weight(measurement: Measurement) -> Measurement:
     if not num_weights:
         raise OptionsError(f"no part has more than one option, so there is no {BITS_PER_WEIGHT} to choose")
     sizes = [len(options) for options in measurement.transforms]
-    use = np.where(np.repeat(has_choice, sizes), 8.0 * measurement.resources["bytes"] / num_weights, 0.0)
+    use = np.where(np.repeat(has_choice, sizes), 8.0 * weight_bytes / num_weights, 0.0)
     original = float(use[np.cumsum([0, *sizes[:-1]])].sum())  # option 0 leaves a part unchanged
     return replace(
         measurement,

@@ -12,7 +12,7 @@ from torch import nn
 
 from formulations import Problem
 from formulations.files import AnyPath, drafting
-from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources, without_resources
+from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, without_resources
 from qcompress.engines.base import Engine
 from qcompress.engines.companions import require_companions, with_companions
 from qcompress.engines.export import ExportedFile, draft_file, require_free
@@ -218,7 +218,7 @@ def _first_samples(engine: Engine, model: nn.Module, batch: Any) -> list[Any]:
     if opened_of(model) is not None:  # language models
         return list(itertools.islice(samples(batch), VERIFIED))
     output = emulated(engine, model, [next(samples(batch))]).outputs[0]
-    return list(itertools.islice(samples(batch), VERIFIED if output.shape[-1] > 1 else VERIFIED_NUMBERS))
+    return list(itertools.islice(samples(batch), VERIFIED if output.shape[-1:] != (1,) else VERIFIED_NUMBERS))
 
 
 def _accepted(engine: Engine, model: nn.Module, draft: Path, batches: list[Any], goal: Path) -> Verification:

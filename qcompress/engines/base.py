@@ -65,11 +65,14 @@ class FileSizes:
         overhead: bytes that do not depend on the choice: header, metadata, tensors that are not parts.
         refused: why the model does not allow an option that its engine runs elsewhere, by part and option. Such an
             option has size 0.
+        weights: for every part, the bytes of each option's numbers, that is codes, scales and zero points as the file
+            holds them; None if these are the bytes that the options have everywhere.
     """
 
     options: tuple[tuple[int, ...], ...]
     overhead: int
     refused: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    weights: tuple[tuple[int, ...], ...] | None = None
 
     def of(self, choice: Sequence[int]) -> int:
         """Return the bytes of the file for a choice of one option per part.

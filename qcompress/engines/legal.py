@@ -1,5 +1,6 @@
 """Restrict a measurement to an engine: only options that it runs, with the bytes of its file as a resource."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from qcompress.budgets import FILE_BYTES
+from qcompress.budgets import FILE_BYTES, with_resources
 from qcompress.engines.base import Engine
 from qcompress.errors import EngineError
 from qcompress.measurement import Measurement, has_choice
@@ -20,7 +21,9 @@ from qcompress.transforms.base import Transform
 NOTHING_IN_COMMON = "the layers that the engine ties to it have no option in common with it"
 
 
-def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, example: Any = None) -> Measurement:
+def for_engine(
+    engine: Engine, model: nn.Module, measurement: Measurement, example: Any = None, budget: Iterable[str] = ()
+) -> Measurement:
     """Return the measurement with only the options that the engine runs, and their bytes in its file as ``file_bytes``.
 
     Parts that the engine ties keep only the options that all of them have, in the order of the first part.
@@ -30,6 +33,8 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
         model: the model that was measured.
         measurement: its measurement.
         example: a batch, for engines that trace the model.
+        budget: names of resources that are added where they follow from the others, such as ``bits_per_weight`` of the
+            file; see `qcompress.budgets.with_resources`.
 
     Raises:
         EngineError: the engine does not support the model, or none of the measured options except keeping all parts.
@@ -50,7 +55,7 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
     flat = np.concatenate([start + np.array(kept) for start, kept in zip(starts, options, strict=True)])
     file_bytes = np.array([size for part_sizes in sizes.options for size in part_sizes], dtype=np.float64)
     whole = sizes.of([0] * len(options))
-    return replace(
+    restricted = replace(
         measurement,
         transforms=transforms,
         cost=measurement.cost[flat],
@@ -72,6 +77,8 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
         standing=tuple(kept.index(option) for kept, option in zip(options, measurement.standing, strict=True)),
         no_choice=MappingProxyType({**_no_choice(engine, measurement, options, refused), **measurement.no_choice}),
     )
+    weights = None if sizes.weights is None else np.array([*itertools.chain(*sizes.weights)], dtype=np.float64)
+    return with_resources(restricted, budget, weights)
 
 
 def by_number(reasons: Mapping[str, str], most: int = 3) -> str:

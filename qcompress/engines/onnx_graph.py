@@ -121,6 +121,11 @@ class Encoding:
         if not self.scheme.symmetric:
             yield zero
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points; blocks are whole in every row."""
+        return sum(array.nbytes for array in self.arrays())
+
     def nodes(self, accuracy_level: int) -> "Nodes":
         """Return the operators that replace the weight, or the products with it and the lookups of its rows."""
         from onnx import TensorProto, helper

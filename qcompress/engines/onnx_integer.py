@@ -82,15 +82,16 @@ def refused(proto: Any, name: str) -> str:
     return "" if uses(proto, name) else "the graph does not only multiply its weight with the layer's input"
 
 
-def room(proto: Any, layer: IntegerLayer) -> int:
-    """Upper bound on the bytes that a layer takes in the file."""
+def room(proto: Any, layer: IntegerLayer) -> tuple[int, int]:
+    """Upper bound on the bytes that a layer takes in the file, and the bytes of its codes, scales and zero points."""
     writer = _Writer(proto)
     products = uses(proto, layer.name)
     nodes = [node for use in products for node in writer.nodes(layer, use)]
     readers = _readers(proto)  # each may be a clamp, which becomes another DequantizeLinear
     again = sum((len(use.output) + 64) * max(1, len(readers.get(use.output, ()))) for use in products)
     total = sum(int(item.ByteSize()) + 8 for item in (*nodes, *writer.initializers))
-    return total + again
+    numbers = {f"{layer.name}.{part}" for part in ("codes", "scales", "zeros")}
+    return total + again, sum(len(item.raw_data) for item in writer.initializers if item.name in numbers)
 
 
 def put_(proto: Any, integers: Sequence[IntegerLayer]) -> None:

@@ -6,7 +6,7 @@ difference is padding in the file.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,9 +18,11 @@ from qcompress.model.parts import Part
 from qcompress.transforms.base import Keep, Target, Transform
 from qcompress.transforms.low_rank.factors import LowRank
 
+# in every use of a low-rank layer
 NAMES = 64  # per factor, for longer names and for numbers in names of other operators that get another digit
 PADS = 500  # for operators that pad the input of the second of two convolutions
-ANY_OPERATORS = 4000  # for a low-rank layer whose operators are not those of its dense layer several times
+SLICES = 2500  # for operators that multiply slices of the input of the first of two Linear layers
+ANY_OPERATORS = 4000  # for operators that are not those of the dense layer several times
 
 
 def framed(nbytes: int) -> int:
@@ -56,35 +58,45 @@ def of_codes(encoding: Encoding) -> int:
     return arrays + of_nodes(encoding.nodes(accuracy_level=4).all)
 
 
-def of_factors(proto: Any, name: str, module: nn.Module, transform: LowRank, part: Part) -> int:
-    """Upper bound on the bytes that a low-rank layer takes, less those of the dense layer's operators."""
+def of_factors(proto: Any, name: str, module: nn.Module, transform: LowRank, part: Part) -> tuple[int, int]:
+    """Upper bound on the bytes that a low-rank layer takes, less those of the dense layer's operators.
+
+    And the bytes of its numbers.
+    """
     from onnx import TensorProto
 
     targets = transform.factor_targets(part.target)
-    own = _operators(proto, name, module, transform)
-    total = ANY_OPERATORS if own is None else own * (len(targets) - 1)
+    operators, uses = _operators(proto, name)
+    sliced = isinstance(module, nn.Linear) and transform.slices > 1
+    total = ANY_OPERATORS * uses if operators is None else of_nodes(operators) * (len(targets) - 1)
+    pads = PADS if transform.form == "spatial" and _may_pad(module) else 0
+    total += uses * (pads + SLICES * sliced + NAMES * len(targets))
+    numbers = 0
     for factor, target in targets.items():
-        factor_name, total = f"{name.removesuffix('weight')}{factor}.weight", total + NAMES
+        factor_name = f"{name.removesuffix('weight')}{factor}.weight"
         if isinstance(transform.then, Keep):
             dims = (target.channels, target.per_channel, 1, 1)  # of a kernel; NAMES has room for its size
             total += of_array(factor_name, dims, TensorProto.FLOAT, target.dense_bytes)
+            numbers += target.dense_bytes
         else:
-            total += _of_factor(proto, name, factor_name, module, transform.then, target, known=own is not None)
-    return total
+            alike = operators is not None and not (sliced and factor == "reduce")
+            encoding, replaced = _of_factor(proto, name, module, transform.then, target, alike=alike)
+            total += of_codes(dataclasses.replace(encoding, name=factor_name)) - replaced
+            numbers += encoding.nbytes
+    return total, numbers
 
 
 def _of_factor(
-    proto: Any, name: str, factor_name: str, module: nn.Module, then: Transform, target: Target, *, known: bool
-) -> int:
-    """Bytes of a factor in codes, less those of the operators that it replaces."""
+    proto: Any, name: str, module: nn.Module, then: Transform, target: Target, *, alike: bool
+) -> tuple[Encoding, int]:
+    """How a factor is stored, and the bytes of the operators that this replaces; ``alike`` those of the dense layer."""
     scheme = scheme_of(then, target)
     assert scheme is not None  # noqa: S101
-    if known and onnx_graph.is_linear(module):  # a Linear layer is multiplied with its codes, and so are its factors
+    if alike and onnx_graph.is_linear(module):  # a Linear layer is multiplied with its codes, and so are its factors
         dense = onnx_graph.encoding(proto, name, [module], scheme, target)
-        return of_codes(dataclasses.replace(dense, name=factor_name)) - of_nodes(_replaced(proto, dense))
+        return dense, of_nodes(_replaced(proto, dense))
     like = nn.Conv2d(1, 1, 1) if isinstance(module, nn.Conv2d) else nn.Linear(1, 1)  # a kernel to reshape to, or none
-    encoding = Encoding(name=factor_name, module=like, scheme=scheme, target=target, products=(), lookups=())
-    return of_codes(encoding)
+    return Encoding(name=name, module=like, scheme=scheme, target=target, products=(), lookups=()), 0
 
 
 def _replaced(proto: Any, encoding: Encoding) -> list[Any]:
@@ -97,20 +109,29 @@ def _replaced(proto: Any, encoding: Encoding) -> list[Any]:
     return turned + [node for node in (*encoding.products, *encoding.lookups) if node.output[0] in instead]
 
 
-def _operators(proto: Any, name: str, module: nn.Module, transform: LowRank) -> int | None:
-    """Bytes of the operators of a dense layer, which each of its factors has; None if they have others."""
-    readers = [node for node in proto.graph.node if name in node.input]
-    if len(readers) != 1 or onnx_graph.has_branches(proto.graph):
-        return None
-    if isinstance(module, nn.Linear) and transform.slices > 1:  # several reshapes of its input
-        return None
-    if readers[0].op_type == "Transpose":
-        readers += [node for node in proto.graph.node if readers[0].output[0] in node.input]
-        if [node.op_type for node in readers] != ["Transpose", "MatMul"]:
-            return None
-    elif readers[0].op_type not in ("Gemm", "Conv", "Gather"):
-        return None
-    return of_nodes(readers) + (PADS if transform.form == "spatial" and _may_pad(module) else 0)
+def _operators(proto: Any, name: str) -> tuple[list[Any] | None, int]:
+    """The operators that read a weight, which each of its factors has too, or None if those are others; the uses."""
+    operators, uses, known = [], 0, not onnx_graph.has_branches(proto.graph)
+    for node in _readers(proto.graph, name):
+        turned = node.op_type == "Transpose"
+        products = list(_readers(proto.graph, node.output[0])) if turned else [node]
+        kinds = ("MatMul",) if turned else ("Gemm", "Conv", "Gather")
+        known = known and all(
+            use.op_type in kinds and not (turned and use.input[1] != node.output[0]) for use in products
+        )
+        operators += [node, *products] if turned else products
+        uses += len(products)
+    return (operators if known else None), uses
+
+
+def _readers(graph: Any, name: str) -> Iterator[Any]:
+    """The operators that read a value, also inside of branches."""
+    for node in graph.node:
+        if name in node.input:
+            yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _readers(attribute.g, name)
 
 
 def _may_pad(module: nn.Module) -> bool:

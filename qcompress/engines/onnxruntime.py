@@ -37,9 +37,10 @@ from qcompress.engines.onnx_check import stored_weights
 from qcompress.engines.onnx_graph import Encoding
 from qcompress.engines.onnx_integer import IntegerLayer
 from qcompress.engines.onnx_session import opened, peak_bytes
-from qcompress.errors import EngineError
+from qcompress.errors import EngineError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.stopwatch import TimingProgress
+from qcompress.model.composed import composed
 from qcompress.model.parts import Part
 from qcompress.model.sites import WEIGHT
 from qcompress.options import Options, integer_products, prune_quantize
@@ -48,6 +49,7 @@ from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.integer import IntegerProduct
 
 BITS = (2, 4, 8)
+LEVELS = (1, onnx_emulation.IN_INTEGERS)
 ROOM = 100  # for the versions of operators, and the lengths of the graph, the description and the padding
 LARGEST = 2**31 - 1  # limit of protobuf
 LOOKS = 8  # rounds to time a file
@@ -71,6 +73,12 @@ class OnnxRuntime(Engine):
 
     accuracy_level: int = 4
     threads: int = 0
+
+    def require_settings(self) -> None:
+        """Check also the accuracy level, which is 1 or 4."""
+        super().require_settings()
+        if self.accuracy_level not in LEVELS:
+            raise OptionsError(f"accuracy_level must be 1 (float32) or 4 (8 bits), found {self.accuracy_level!r}")
 
     def options(self) -> Options:
         """2, 4 and 8 bits in groups of 32 and 128 and by row; weights and activations in 8 bits."""
@@ -96,8 +104,9 @@ class OnnxRuntime(Engine):
         self, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]], example: Any = None
     ) -> FileSizes:
         """Size of the file, from the graph of the dense model."""
-        dense = _dense(model)
-        return self._sizes(onnx_tracing.trace(dense, example), dense, parts, transforms)
+        with composed(model):
+            dense = _dense(model)
+            return self._sizes(onnx_tracing.trace(dense, example), dense, parts, transforms)
 
     def _sizes(
         self, proto: Any, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]]
@@ -105,17 +114,20 @@ class OnnxRuntime(Engine):
         """Size of the file, given the graph of the dense ``model``."""
         tensors = {item.name: item for item in proto.graph.initializer}
 
-        def taken(part: Part, name: str | None, transform: Transform) -> int:
+        def taken(part: Part, name: str | None, transform: Transform) -> tuple[int, int]:
+            """The bytes of an option, and those of its numbers alone."""
+            numbers = transform.size_bytes(part.target)
             if name is None:
-                return 0
+                return 0, numbers
             if isinstance(transform, Keep):
-                return onnx_sizes.framed(tensors[name].ByteSize())
+                return onnx_sizes.framed(tensors[name].ByteSize()), numbers
             modules = _modules(model, part.modules)
             if isinstance(transform, LowRank):
                 return onnx_sizes.of_factors(proto, name, modules[0], transform, part)
             if isinstance(transform, IntegerProduct):
                 return onnx_integer.room(proto, IntegerLayer(name=name, transform=transform, target=part.target))
-            return onnx_sizes.of_encoding(proto, _encoding(proto, name, modules, transform, part.target))
+            encoding = _encoding(proto, name, modules, transform, part.target)
+            return onnx_sizes.of_encoding(proto, encoding), encoding.nbytes
 
         names = [
             onnx_graph.initializer_of(model, part.modules[0], tensors) if part.parameter == WEIGHT else None
@@ -130,17 +142,22 @@ class OnnxRuntime(Engine):
         }
         options = tuple(
             tuple(
-                0 if (index, option) in refused else taken(part, name, transform)
+                (0, 0) if (index, option) in refused else taken(part, name, transform)
                 for option, transform in enumerate(transforms[index])
             )
             for index, (part, name) in enumerate(zip(parts, names, strict=True))
         )
         rest = proto.ByteSize() - sum(onnx_sizes.framed(tensors[name].ByteSize()) for name in names if name is not None)
         room = ROOM + len(_description(proto, self.accuracy_level))
-        return FileSizes(options=options, overhead=rest + room, refused=refused)
+        sizes, weights = (tuple(tuple(both[place] for both in own) for own in options) for place in (0, 1))
+        return FileSizes(options=sizes, overhead=rest + room, refused=refused, weights=weights)
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:
-        """Write the file."""
+        """Write the file; computed weights (`qcompress.model.composed`) are written as what they are computed to."""
+        with composed(model):
+            self._write(model, path, example)
+
+    def _write(self, model: nn.Module, path: Path, example: Any) -> None:
         record = record_of(model)
         items = [] if record is None else list(record.parts)
         whys = (f"{item.part.name!r}: {why}" for item in items if (why := self.refuse(item.part, item.transform)))
@@ -200,13 +217,15 @@ class OnnxRuntime(Engine):
     ) -> Measurement:
         """See `Engine.time_options`, and `qcompress.engines.onnx_timing` for the method."""
         self.require()
-        return onnx_timing.time_options(self, model, measurement, batch, on_progress)
+        with composed(model):
+            return onnx_timing.time_options(self, model, measurement, batch, on_progress)
 
     def seconds_of(
         self, model: nn.Module, measurement: Measurement, choices: Sequence[Sequence[int]], batch: Any
     ) -> list[float]:
         """See `Engine.seconds_of`; the choices and the dense model take turns, and only ratios to its time count."""
-        return onnx_timing.seconds_of(self, model, measurement, choices, batch)
+        with composed(model):
+            return onnx_timing.seconds_of(self, model, measurement, choices, batch)
 
     def seconds(self, paths: Sequence[Path], batches: Sequence[Any]) -> list[float]:
         """Return the minimum seconds of several runs; the files take turns."""
@@ -221,7 +240,8 @@ class OnnxRuntime(Engine):
 
     def check(self, path: Path, model: nn.Module) -> str:
         """Compare dense weights, codes, scales and zero points, bit for bit."""
-        name = onnx_check.differing(path, model)
+        with composed(model):
+            name = onnx_check.differing(path, model)
         return f"{name!r} in the file is not the model's" if name else ""
 
     def session(self, path: Path) -> Any:

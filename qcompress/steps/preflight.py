@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from formulations import InfeasibleBudgetError
 from formulations.generators.prune_quantize import prune_quantize
@@ -25,7 +26,7 @@ from qcompress.budgets import (
     remedy,
 )
 from qcompress.compressed.container import require_tensors
-from qcompress.engines.base import Engine
+from qcompress.engines.base import Engine, FileSizes
 from qcompress.engines.legal import by_number, why_not
 from qcompress.errors import DataError, EngineError, NotFiniteError, OptionsError
 from qcompress.measurement import without_choice
@@ -146,12 +147,14 @@ def require_possible(request: Request) -> None:
     fixed = {**inventory.fixed, "bytes": inventory.fixed["bytes"] - unreached}
     original = dict(inventory.original)
     transforms, kept = _run_by(request.engine, request, inventory)
-    if BITS_PER_WEIGHT in request.budget and not unreached and None not in transforms:
-        resources[BITS_PER_WEIGHT], fixed[BITS_PER_WEIGHT] = _bits_per_weight(inventory, transforms), 0.0
-        original[BITS_PER_WEIGHT] = float(resources[BITS_PER_WEIGHT][::2].sum())
-    if request.engine is not None and FILE_BYTES in request.budget and not unreached:
-        resources[FILE_BYTES], fixed[FILE_BYTES] = _in_file(request.engine, request, inventory, transforms)
-        original[FILE_BYTES] = fixed[FILE_BYTES] + float(resources[FILE_BYTES][::2].sum())
+    if not unreached and (further := {FILE_BYTES, BITS_PER_WEIGHT}.intersection(request.budget)):
+        sizes = None if request.engine is None else _in_file(request.engine, request, inventory, transforms)
+        if BITS_PER_WEIGHT in further and None not in transforms:
+            resources[BITS_PER_WEIGHT], fixed[BITS_PER_WEIGHT] = _bits_per_weight(inventory, transforms, sizes), 0.0
+        if FILE_BYTES in further and sizes is not None:
+            resources[FILE_BYTES], fixed[FILE_BYTES] = _least(sizes.options, transforms, sizes), float(sizes.overhead)
+        for name in further.intersection(resources):
+            original[name] = fixed[name] + float(resources[name][::2].sum())
     for name, asked in request.budget.items():
         resource = "bytes" if name == FILE_BYTES and request.engine is None else name
         if resource not in resources or (resource == "macs" and unreached):
@@ -174,6 +177,8 @@ def require_possible(request: Request) -> None:
     try:
         problem.require_reachable_budgets()
     except InfeasibleBudgetError as error:
+        if None in transforms:  # their ranks are only known after measuring
+            error.args = (str(error).replace("the smallest possible use is", "every choice uses at least"),)
         hint = remedy(problem, asked_of, original) + fixed_use(problem, inventory, kept)
         error.args = (f"{error}{hint}{not_lowered(problem, inventory, kept)}{_not_fitting(request, inventory)}",)
         raise
@@ -210,25 +215,30 @@ def _run_by(
     """
     supported: list[list[Transform] | None] = []
     reasons = {} if engine is None else dict(engine.refuse_in(request.copied, inventory.parts))
+    ruled: set[str] = set()
     for part in inventory.parts:
         blank, offers = _blank(part), request.offered.options(part.path, part.modules[0]).offers
         if part.name in reasons:
             supported.append([])
             continue
-        if not all(isinstance(offer, Transform) for offer in offers):
+        if not all(offer.by_shape(part.target) for offer in offers):
             supported.append(None)
             continue
+        rules = [offer for offer in offers if not isinstance(offer, Transform)]
+        offers = tuple(offer.uncalibrated if offer in rules else offer for offer in offers)  # of the same sizes
         resolved = [transform for offer in offers if (transform := offer.resolve(blank)) is not None]
         refused = ["" if engine is None else engine.refuse(part, transform) for transform in resolved]
         supported.append([transform for transform, why in zip(resolved, refused, strict=True) if not why])
         if engine is not None and (why := why_not(engine, part, resolved)):
             reasons[part.name] = why
+        if rules:
+            ruled.add(part.name)
     if engine is not None and reasons and not any(transforms is None or transforms for transforms in supported):
         raise EngineError(f"engine {engine.name!r} runs none of the options on offer: {by_number(reasons)}")
     kept = [
         without_choice(part, reasons.get(part.name, ""))
         for part, transforms in zip(inventory.parts, supported, strict=True)
-        if transforms == []
+        if transforms == [] and part.name not in ruled  # `not_lowered` names those
     ]
     return supported, kept
 
@@ -256,37 +266,46 @@ def _not_fitting(request: Request, inventory: Survey, most: int = 3) -> str:
 
 def _in_file(
     engine: Engine, request: Request, inventory: Survey, transforms: Sequence[Sequence[Transform] | None]
-) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """Return original and smallest sizes of the parts in the engine's file, and the bytes of everything else."""
+) -> FileSizes:
+    """Return the sizes in the engine's file of each part's original weight and of its options."""
     options = [[Keep(), *(supported or ())] for supported in transforms]
-    sizes = engine.sizes(request.copied, inventory.parts, options, request.calibration.first_batch())
+    return engine.sizes(request.copied, inventory.parts, options, request.calibration.first_batch())
+
+
+def _least(
+    sizes: Sequence[Sequence[int]], transforms: Sequence[Sequence[Transform] | None], in_file: FileSizes | None = None
+) -> NDArray[np.float64]:
+    """Return the original and smallest size of each part; 0 if its options depend on the weight's values."""
+    refused = {} if in_file is None else in_file.refused
     least = [
         (
-            part_sizes[0],
-            0
-            if supported is None
-            else min(size for option, size in enumerate(part_sizes) if (index, option) not in sizes.refused),
+            own[0],
+            0 if supported is None else min(size for option, size in enumerate(own) if (index, option) not in refused),
         )
-        for index, (part_sizes, supported) in enumerate(zip(sizes.options, transforms, strict=True))
+        for index, (own, supported) in enumerate(zip(sizes, transforms, strict=True))
     ]
-    return np.array(least, dtype=np.float64).ravel(), float(sizes.overhead)
+    return np.array(least, dtype=np.float64).ravel()
 
 
 def _bits_per_weight(
-    inventory: Survey, transforms: Sequence[Sequence[Transform] | None]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+    inventory: Survey, transforms: Sequence[Sequence[Transform] | None], in_file: FileSizes | None
+) -> NDArray[np.float64]:
     """Return the bits of each part, unchanged and at least, over the number of all weights that have a choice."""
+    has_choice = [bool(options) for options in transforms]
     num_weights = sum(
-        part.target.num_weights for part, options in zip(inventory.parts, transforms, strict=True) if options
+        part.target.num_weights for part, counts in zip(inventory.parts, has_choice, strict=True) if counts
     )
-    least = []
-    for part, options in zip(inventory.parts, transforms, strict=True):
-        sizes = [transform.size_bytes(part.target) for transform in (Keep(), *(options or ()))]
-        least.append((sizes[0], min(sizes)) if options else (0, 0))
-    return 8.0 * np.array(least, dtype=np.float64).ravel() / max(num_weights, 1)
+    sizes = in_file.weights if in_file is not None else None
+    if sizes is None:
+        sizes = tuple(
+            tuple(transform.size_bytes(part.target) for transform in (Keep(), *(options or ())))
+            for part, options in zip(inventory.parts, transforms, strict=True)
+        )
+    least = np.where(np.repeat(has_choice, 2), _least(sizes, transforms, in_file), 0.0)
+    return 8.0 * least / max(num_weights, 1)
 
 
-def _resources(request: Request, inventory: Survey) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+def _resources(request: Request, inventory: Survey) -> dict[str, NDArray[np.float64]]:
     """Return the use of each part unchanged and with its smallest option, for each resource separately."""
     bytes_, macs = [], []
     for part in inventory.parts:

@@ -209,6 +209,10 @@ class Offer(ABC):
     def least_use(self, target: Target) -> tuple[float, float] | None:
         """A lower bound on its bytes and macs, whatever the numbers of the weight; None where it does not fit."""
 
+    def by_shape(self, target: Target) -> bool:  # noqa: ARG002
+        """Whether the sizes of what it resolves to follow from the shape of the weight."""
+        return isinstance(self, Transform)
+
     def needs_moments(self, target: Target) -> bool:  # noqa: ARG002
         """Whether the option needs the second moments of the layer's input."""
         return False

@@ -4,6 +4,7 @@ import errno
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,17 @@ import torch
 from torch import Tensor, nn
 
 import qcompress
+from benchmarks.traces import traced_once
 from formulations import InfeasibleBudgetError
 from qcompress.engines.legal import FILE_BYTES, for_engine
 from qcompress.engines.onnxruntime import OnnxRuntime
-from qcompress.errors import EngineError
+from qcompress.engines.registry import as_engine
+from qcompress.errors import EngineError, OptionsError
 from qcompress.measuring.latency import load_times
 from tests.measurements import Chain, measured
 
 EXACT = OnnxRuntime(accuracy_level=1, threads=1)
+RANKS = qcompress.low_rank(ratios=(0.5,), kinds=("channels",))
 
 
 def test_file_bytes_are_a_resource_and_the_budget_holds(tmp_path: Path) -> None:
@@ -175,3 +179,89 @@ def test_reported_losses_are_those_of_the_file_with_the_inputs_that_it_rounds(tm
     true = float((goal.exp() * (goal - outputs)).sum(-1).mean())
     assert result.report.loss_measured == pytest.approx(true, rel=1e-2)  # additions in another order
     assert true > 5 * qcompress.mean_loss(model, result.model, data)
+
+
+@pytest.mark.parametrize(("options", "shapes"), [
+    (qcompress.prune_quantize(bits=(4,), group_size=32, symmetric=False), (33, 256)),
+    (qcompress.prune_quantize(bits=(2, 8), group_size=None), (33, 256)),
+    (qcompress.integer_products(("dynamic",)), (32, 64)),
+    (RANKS, (33, 256)),
+    (RANKS.then(qcompress.prune_quantize(bits=(4,), group_size=32)), (48, 128)),
+])  # fmt: skip
+def test_bits_per_weight_are_those_of_the_file(
+    options: qcompress.Options, shapes: tuple[int, int], tmp_path: Path
+) -> None:
+    import onnx
+
+    torch.manual_seed(0)
+    narrow, wide = shapes
+    model, batch = Chain(nn.Linear(narrow, wide), nn.ReLU(), nn.Linear(wide, narrow)).eval(), torch.randn(64, narrow)
+    result = qcompress.compress(
+        model, [batch], budget={"bits_per_weight": 31}, target=EXACT, options=options, output=tmp_path / "small.onnx",
+        guard=False, solver="brute-force", pairs=False,
+    )  # fmt: skip
+    bits = sum(8 * len(item.raw_data) for item in onnx.load(tmp_path / "small.onnx").graph.initializer
+               if "bias" not in item.name)  # fmt: skip
+    assert result.report.usage["bits_per_weight"] == pytest.approx(bits / (2 * narrow * wide), rel=1e-9)
+    least = result.problem.minimum_usage()["bits_per_weight"]
+    with pytest.raises(InfeasibleBudgetError, match=f"smallest possible use is {least:.6g}"):
+        qcompress.compress(model, [batch], budget={"bits_per_weight": 0.2}, target=EXACT, options=options)
+
+
+def test_the_smallest_use_is_the_same_before_measuring_and_after() -> None:
+    torch.manual_seed(0)
+    model = Chain(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 5)).eval()
+    data = [torch.randn(32, 32) for _ in range(2)]
+
+    def smallest(asked: int, options: qcompress.Options) -> str:
+        with pytest.raises(InfeasibleBudgetError) as error:
+            qcompress.compress(model, data, budget={FILE_BYTES: asked}, target=EXACT, options=options, guard=False)
+        return str(error.value)
+
+    with traced_once():
+        told = smallest(1000, qcompress.low_rank(kinds=("channels",)))
+        least = int(told.partition("smallest possible use is ")[2].partition(";")[0].partition(".")[0].replace(",", ""))
+        assert f"smallest possible use is {least:,}" in smallest(least - 1, qcompress.low_rank(kinds=("channels",)))
+        result = qcompress.compress(
+            model, data, budget={FILE_BYTES: least}, target=EXACT, options=qcompress.low_rank(kinds=("channels",)),
+            guard=False, solver="greedy",
+        )  # fmt: skip
+        assert result.report.usage[FILE_BYTES] == least
+        assert "every choice uses at least" in smallest(500, qcompress.low_rank(energies=(0.9,), kinds=("channels",)))
+
+
+@pytest.mark.parametrize(("settings", "told"), [
+    ({"accuracy_level": 9}, r"accuracy_level must be 1 \(float32\) or 4 \(8 bits\), found 9"),
+    ({"threads": -7}, "threads of engine 'onnxruntime' must be a whole number from 0, found -7"),
+    ({"threads": "two"}, "threads of engine 'onnxruntime' must be a whole number from 0, found 'two'"),
+])  # fmt: skip
+def test_settings_that_there_are_not_are_told_first(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(OptionsError, match=told):
+        as_engine(OnnxRuntime(**settings))
+
+
+def normalised(kind: str) -> nn.Module:
+    """Two layers, the first of which computes its weight."""
+    layer = nn.Linear(64, 64)
+    if kind == "pruned":
+        nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+    else:
+        getattr(nn.utils.parametrizations, kind)(layer)
+    return nn.Sequential(layer, nn.ReLU(), nn.Linear(64, 10)).eval()
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "pruned"])
+def test_weights_that_are_computed_take_the_bytes_of_plain_ones(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch, path = normalised(kind), torch.randn(64, 64), tmp_path / "small.onnx"
+    names, wanted = list(model.state_dict()), model(batch).detach()
+    with traced_once():
+        result = qcompress.compress(
+            model, [batch], budget={"file_bytes": "40%"}, target=EXACT, output=path, guard=False, solver="greedy",
+            options=qcompress.prune_quantize(bits=(4, 8), group_size=32),
+        )  # fmt: skip
+        assert path.stat().st_size == result.report.usage[FILE_BYTES]
+        qcompress.export(model, tmp_path / "whole.onnx", target=EXACT, example=batch)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(EXACT.run(tmp_path / "whole.onnx", [batch]).outputs[0], wanted)
+    assert qcompress.verify(tmp_path / "whole.onnx", model, [batch], target=EXACT, memory=False).ok

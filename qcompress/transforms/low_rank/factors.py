@@ -313,6 +313,12 @@ class RankRule(_Factored):
         rule = f"rank {self.value}" if self.by == "rank" else f"rank for {100 * self.value:.12g} % of the {what}"
         return start + rule + self._details()
 
+    def by_shape(self, target: Target) -> bool:
+        """Whether the rule asks for a rank, or for a share of the weights of a form with one rank."""
+        if self.by == "ratio" and not self.unfit(target):
+            return isinstance(self.layout(target), MatrixFactorisation)
+        return self.by == "rank" or bool(self.unfit(target))
+
     def least_use(self, target: Target) -> tuple[float, float] | None:
         """The use of the rank if the shape alone determines it, else of the smallest rank."""
         if self.unfit(target):
