@@ -1,5 +1,6 @@
 """Find the removable channels of a model: trace a few samples, then test the result."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,18 +17,24 @@ from qcompress.model.modes import outside_modes
 from qcompress.model.steady import kept_state
 from qcompress.structure.sets import Structure, trace
 from qcompress.structure.skipping import hooked, skippable
-from qcompress.structure.trial import failing
+from qcompress.structure.trial import failing, output_of
 
 SAMPLES = 2
-"""Number of samples that are run to trace the channels."""
+"""Number of samples that are run to trace the channels, and of each of some batches to test the result."""
+
+BATCHES = 4
+"""Number of batches of which samples are tested: the first ones may be silent, constant, or a single word."""
+
+MAX_OUTPUTS = 1 << 25
+"""Number of output values from which no further batch is tested (language models have many a sample)."""
 
 
 @outside_modes
 def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None) -> Structure:
     """Find the coupled sets of ``model`` by tracing a few samples of the first batch.
 
-    Every set is tested: the model must run without one of its units and give the same output as with the unit masked;
-    also on a batch that calls layers which the first batch does not.
+    Every set is tested: the model must run without some of its units and give the same output as with the units masked,
+    on samples of several batches; also on a batch that calls layers which the first batch does not.
     Sets that can also be removed as a whole have `CoupledSet.bypasses`. Computed weights (parametrizations) count as
     plain parameters, which they are in a smaller network.
 
@@ -49,11 +56,12 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
         with forwards.first_pass(first):
             called = _called(model, batch, forward)
         structure = trace(model, batch, forward)
-        failed = failing(model, structure.sets, batch, forward) if structure.sets else {}
+        tested = [batch, *_tested(model, data, called, forward)] if structure.sets else [batch]
+        failed = failing(model, structure.sets, tested, forward) if structure.sets else {}
         left = tuple(item for item in structure.sets if item.name not in failed)
         failed |= _failing_elsewhere(model, left, data, called, forward)
         left = tuple(item for item in left if item.name not in failed)
-        left = skippable(model, left, data, batch, forward)
+        left = skippable(model, left, data, tested, forward)
     return replace(structure, sets=left, kept={**structure.kept, **failed})
 
 
@@ -72,13 +80,13 @@ def _failing_elsewhere(
 ) -> dict[str, str]:
     """For each set (by name) that fails on a batch with layers that the traced batch does not call, the reason."""
     failed: dict[str, str] = {}
-    waiting = {path for path, module in model.named_modules() if path and module._parameters} - traced
+    waiting = _others(model, traced)
     for other in data if waiting and sets else ():
         called = waiting & _called(model, other, forward)
         left = [item for item in sets if item.name not in failed]
         if called and left:
             why = f"with a batch that calls {min(called)!r}, which the first one does not, "
-            failed |= {name: why + reason for name, reason in failing(model, left, other, forward).items()}
+            failed |= {name: why + reason for name, reason in failing(model, left, [other], forward).items()}
         waiting -= called
     return failed
 
@@ -91,15 +99,32 @@ def _called(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> s
     return called
 
 
-def _few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Any:
-    """The first samples of the batch, or the whole batch if the model does not run on fewer."""
+def _tested(model: nn.Module, data: Iterable[Any], traced: set[str], forward: forwards.Forward | None) -> list[Any]:
+    """Samples from all over each of the first batches; of those that call no layers which were not traced."""
+    batches, outputs, others = list[Any](), 0, _others(model, traced)
+    for index, batch in enumerate(itertools.islice(data, BATCHES)):
+        with forwards.first_pass(batch, f"data[{index}]"):
+            few = _few(model, batch, forward, spaced=True)
+            size = output_of(model, few, forward).numel() if others.isdisjoint(_called(model, few, forward)) else 0
+        if size and (len(batches) < 2 or outputs < MAX_OUTPUTS):
+            batches.append(few)
+            outputs += size
+    return batches
+
+
+def _others(model: nn.Module, traced: set[str]) -> set[str]:
+    """Return the paths of the layers that were not called."""
+    return {path for path, module in model.named_modules() if path and module._parameters} - traced
+
+
+def _few(model: nn.Module, batch: Any, forward: forwards.Forward | None, *, spaced: bool = False) -> Any:
+    """The first samples of the batch, or some at equal distances; all if the model does not run on fewer."""
     tensors = [value for value in tree_leaves(batch) if isinstance(value, Tensor) and value.ndim]
     if tensors and len(tensors[0]) > SAMPLES:
         count = len(tensors[0])
+        some = slice(None, None, -(-count // SAMPLES)) if spaced else slice(SAMPLES)
         few = tree_map(
-            lambda value: (
-                taken(value, slice(SAMPLES)) if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
-            ),
+            lambda value: taken(value, some) if isinstance(value, Tensor) and value.shape[:1] == (count,) else value,
             batch,
         )
         try:

@@ -29,7 +29,11 @@ SAME = 1e-5
 
 
 def skippable(
-    model: nn.Module, sets: Sequence[CoupledSet], data: Iterable[Any], batch: Any, forward: forwards.Forward | None
+    model: nn.Module,
+    sets: Sequence[CoupledSet],
+    data: Iterable[Any],
+    batches: Sequence[Any],
+    forward: forwards.Forward | None,
 ) -> tuple[CoupledSet, ...]:
     """Return the sets, those that can be removed as a whole with the modules to bypass.
 
@@ -37,17 +41,17 @@ def skippable(
         model: the model.
         sets: its coupled sets.
         data: batches; up to two are read, because two samples are needed.
-        batch: a few samples.
+        batches: a few samples each.
         forward: how to run a batch.
     """
-    calls = _calls(model, batch, forward)
+    calls = _calls(model, batches[0], forward)
     found = {item.name: replace(item, bypasses=_bypasses(model, item, calls)) for item in sets}
     found |= {name: replace(item, bypasses=()) for name, item in found.items() if _begins_a_cache(model, item)}
     two = [one for _, one in zip(range(2), data, strict=False)]
     tried = [item for item in found.values() if item.bypasses]
     tried = _depending(own_copy(model), tried, two, forward) if tried else []
     beside = [item for item in sets if item.name not in {other.name for other in tried}]
-    failed = failing(model, tried, batch, forward, whole=True, beside=beside) if tried else {}
+    failed = failing(model, tried, batches, forward, whole=True, beside=beside) if tried else {}
     left = {item.name for item in tried} - failed.keys()
     return tuple(found[item.name] if item.name in left else item for item in sets)
 

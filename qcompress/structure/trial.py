@@ -19,13 +19,19 @@ from qcompress.model import forward as forwards
 from qcompress.model.coupled import CoupledSet
 
 SAME = 1e-3
-"""Tolerated difference of the outputs relative to the largest one: sums of other lengths round differently."""
+"""Tolerated difference of an output relative to its spread over samples and positions."""
+
+ROUNDING = 100
+"""Multiple of the number format's precision by which an output may differ relative to its largest value: rounding."""
+
+ENOUGH = 4
+"""Number of values of an output from which their spread says how much it varies."""
 
 
 def failing(
     model: nn.Module,
     sets: Sequence[CoupledSet],
-    batch: Any,
+    batches: Sequence[Any],
     forward: forwards.Forward | None = None,
     *,
     whole: bool = False,
@@ -36,7 +42,7 @@ def failing(
     Args:
         model: the model.
         sets: some of its sets.
-        batch: a few samples.
+        batches: a few samples each.
         forward: how to run them.
         whole: whether to remove all units, in place of some.
         beside: other sets, of which half of the units are removed as well in a second trial of whole sets.
@@ -52,7 +58,7 @@ def failing(
     else:
         unequal = {item.name: rng.permutation(item.num_units)[rng.integers(1, item.num_units) :] for item in sets}
         removals = [{item.name: np.zeros(1, dtype=np.int64) for item in sets}, half(sets), unequal]
-    reasons = (_why_not(model, [*sets, *beside], removed, batch, forward) for removed in removals)
+    reasons = (_why_not(model, [*sets, *beside], removed, batches, forward) for removed in removals)
     why = next(filter(None, reasons), "")
     if not why:
         return {}
@@ -64,29 +70,62 @@ def failing(
         at_fault = {
             name: reason
             for part in parts
-            for name, reason in failing(model, part, batch, forward, whole=whole, beside=beside).items()
+            for name, reason in failing(model, part, batches, forward, whole=whole, beside=beside).items()
         }
         if at_fault:
             left = [item for item in sets if item.name not in at_fault]
-            more = failing(model, left, batch, forward, whole=whole, beside=beside) if left else {}
+            more = failing(model, left, batches, forward, whole=whole, beside=beside) if left else {}
             return {**at_fault, **more}
     return dict.fromkeys((item.name for item in sets), f"together with others: {why}")
 
 
 def _why_not(
-    model: nn.Module, sets: Sequence[CoupledSet], removed: Removed, batch: Any, forward: forwards.Forward | None
+    model: nn.Module,
+    sets: Sequence[CoupledSet],
+    removed: Removed,
+    batches: Sequence[Any],
+    forward: forwards.Forward | None,
 ) -> str:
-    masked = output_of(mask_(own_copy(model), sets, removed), batch, forward)
+    masked = _outputs(mask_(own_copy(model), sets, removed), batches, forward)
     try:
-        smaller = output_of(remove_(own_copy(model), sets, removed), batch, forward)
+        smaller = _outputs(remove_(own_copy(model), sets, removed), batches, forward)
     except Exception as error:
         return f"the model does not run without some units ({str(error).splitlines()[0] if str(error) else error!r})"
-    if smaller.shape != masked.shape:
-        return f"without some units the outputs have shape {tuple(smaller.shape)} instead of {tuple(masked.shape)}"
-    difference = float((smaller - masked).abs().max())
-    if not difference <= SAME * max(float(masked.abs().max()), 1e-30):  # it may be NaN
-        return f"removing units gives other outputs than masking them (by {difference:.2g})"
+    pairs = list(zip(smaller, masked, strict=True))
+    for found, expected in pairs:
+        if found.shape != expected.shape:
+            return f"without some units the outputs have shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
+    for shape in dict.fromkeys(expected.shape[1:] for expected in masked):
+        alike = [pair for pair in pairs if pair[1].shape[1:] == shape]
+        found, expected = (torch.cat(outputs) for outputs in zip(*alike, strict=True))
+        difference = (found - expected).abs()
+        if not bool((difference <= _tolerance(expected)).all()):  # it may be NaN
+            return f"removing units gives other outputs than masking them (by {float(difference.max()):.2g})"
     return ""
+
+
+def _outputs(model: nn.Module, batches: Sequence[Any], forward: forwards.Forward | None) -> list[Tensor]:
+    """Return the outputs for every batch; a single number is that of one sample."""
+    outputs = [output_of(model, batch, forward) for batch in batches]
+    return [output if output.ndim else output[None] for output in outputs]
+
+
+def _tolerance(outputs: Tensor) -> Tensor:
+    """Differences up to which outputs ``(samples, ...)`` are the same.
+
+    They are relative to what varies: a constant much larger than that, or another output, must not hide it.
+    """
+    values = outputs if outputs.is_floating_point() else outputs.float()
+    sizes, precision = values.abs(), torch.finfo(values.dtype).eps
+    allowed = values.new_tensor(torch.inf)
+    for dim in (None, *range(1, values.ndim)):
+        others = [other for other in range(values.ndim) if other != dim]
+        if dim is None or values.numel() >= ENOUGH * values.shape[dim]:
+            largest = sizes.amax(others, keepdim=True)
+            spread = values.std(others, correction=0, keepdim=True) if values.numel() > 1 else largest
+            rounding = min(ROUNDING * precision, SAME) * largest
+            allowed = torch.minimum(allowed, torch.maximum(SAME * spread, rounding))
+    return torch.maximum(allowed, min(4 * precision, SAME) * sizes.max())  # rounding of what cancels to almost nothing
 
 
 def output_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Tensor:
