@@ -8,7 +8,7 @@ fitted by least squares to the outputs of the original's layer, on the inputs it
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -49,7 +49,12 @@ class _EnoughError(Exception):
 @forwards.layer_by_layer()
 @outside_modes
 def fit_in_turn_(
-    smaller: nn.Module, original: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None
+    smaller: nn.Module,
+    original: nn.Module,
+    data: Iterable[Any],
+    forward: forwards.Forward | None = None,
+    *,
+    unchanged: Collection[str] = (),
 ) -> nn.Module:
     """Fit the linear and convolutional layers of ``smaller``, in place and in the order in which they run.
 
@@ -59,6 +64,7 @@ def fit_in_turn_(
         data: re-iterable batches. One batch is run once, and every layer is fitted when its inputs arrive; of several
             batches each layer needs one pass, which stops at the layer.
         forward: how to run a batch.
+        unchanged: paths of layers that are left as they are.
 
     The fit is to these samples; few of them may make the network worse for others. `compress` keeps the fitted network
     only if it loses less on held-out samples.
@@ -86,9 +92,9 @@ def fit_in_turn_(
         kept = _kept_rows(original, record)
         paths = _in_order(smaller, data, forward)
         if len(list(islice(data, 2))) == 1:
-            _fit_on_the_way(smaller, original, paths, kept, forwards.first_batch(data), forward)
+            _fit_on_the_way(smaller, original, paths, unchanged, kept, forwards.first_batch(data), forward)
             return smaller
-        for path in paths:
+        for path in (path for path in paths if path not in unchanged):
             given = _inputs_and_goals(smaller, original, path, data, forward)
             _fit(smaller.get_submodule(path), kept.get(path), given, last=path == paths[-1])
     return smaller
@@ -98,6 +104,7 @@ def _fit_on_the_way(
     smaller: nn.Module,
     original: nn.Module,
     paths: Sequence[str],
+    unchanged: Collection[str],
     kept: Mapping[str, NDArray[np.int64]],
     batch: Any,
     forward: forwards.Forward | None,
@@ -118,6 +125,7 @@ def _fit_on_the_way(
         hooks += [
             smaller.get_submodule(path).register_forward_pre_hook(partial(fit, path=path), with_kwargs=True)
             for path in paths
+            if path not in unchanged
         ]
         forwards.run(smaller, batch, forward)
     finally:

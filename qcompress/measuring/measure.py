@@ -82,8 +82,10 @@ def measure(
             input a square matrix of the size of a layer's weights per channel (layers of more than `MAX_INPUTS` go
             without). They are fitted to this data: give more inputs (tokens, positions) than a layer has weights per
             channel.
-        skip: patterns of names of layers that are not compressed, such as ``("lm_head", "*.norm*")``.
-        only: patterns of names of the only layers to compress; None for all.
+        skip: patterns of names of layers that are not compressed, such as ``("lm_head", "*.norm*")``. Channels that
+            such a layer makes or reads stay, because it would change with them.
+        only: patterns of names of the only layers to compress; None for all. Channels may go that only such layers
+            make; the layers that read them lose these inputs.
         method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: the true loss increase of
             every option, one partial forward pass per option and batch; in half precision a small increase is lost in
             the rounding of the outputs. ``"sampled"``: one backward pass per sample for all options, from weight

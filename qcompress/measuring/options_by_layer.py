@@ -61,10 +61,15 @@ class Offered:
             raise OptionsError("no options are given: pass prune_quantize(), or a mapping of at least one pattern")
         return cls(given, _patterns(skip, "skip"), None if only is None else _patterns(only, "only"))
 
+    def skipped(self, *names: str) -> str:
+        """Why a layer with these names must not change, or an empty string."""
+        pattern = self._match(names, self.skip)
+        return f"left out by skip={pattern!r}" if pattern else ""
+
     def left_out(self, *names: str) -> str:
         """Why a layer with these names is left out, or an empty string."""
-        if pattern := self._match(names, self.skip):
-            return f"left out by skip={pattern!r}"
+        if why := self.skipped(*names):
+            return why
         if self.only is not None and not self._match(names, self.only):
             return "left out by only="
         return "" if self._match(names, self.by_pattern) else "no pattern of the options matches its name"

@@ -1,6 +1,6 @@
 """Smaller networks whose layers are fitted in turn before they are stored as chosen."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,7 @@ def fitted_in_turn(
     data: Iterable[Any],
     *,
     original: nn.Module | None = None,
+    unchanged: Collection[str] = (),
     forward: forwards.Forward | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -36,13 +37,14 @@ def fitted_in_turn(
         transforms: the chosen transform of every part.
         data: re-iterable calibration batches.
         original: the network whose layers' outputs are fitted to; None for ``model``.
+        unchanged: paths of layers that are not fitted.
         forward: how to run a batch.
         seed: seed of the random numbers that a pass draws.
     """
     smaller = own_copy(model).eval()
     compose_(smaller)
     cut_chosen_(smaller, measurement, transforms)
-    fit_in_turn_(smaller, model if original is None else original, data, forward)
+    fit_in_turn_(smaller, model if original is None else original, data, forward, unchanged=unchanged)
     if codes := codes_of(measurement, transforms):
         parts = coded_parts_in(smaller, measurement)
         fitting = [part for part in parts if codes[part.name].needs_moments(part.target)]

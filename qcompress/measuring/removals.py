@@ -62,7 +62,7 @@ def find_removals(
     """
     model = calibration.model
     sets, kept = on_offer(model, calibration.data, calibration.forward, offered)
-    offers = {item.name: _offers(offered, item) for item in sets}
+    offers = {item.name: _offers(offered, _makers(model, item)) for item in sets}
     moments, num_inputs = _moments(calibration, run, parts, sets, offers, coded)
     orders = _orders(calibration, run, sets, offers, moments)
     options = {item.name: _options(item, offers[item.name], orders[item.name]) for item in sets}
@@ -81,10 +81,12 @@ def on_offer(
     structure = find_sets(model, data, forward)
     kept, sets = dict(structure.kept), []
     for item in structure.sets:
-        if why := offered.left_out(_pattern_name(item)):
+        makers = _makers(model, item)
+        if why := _left_out(item, makers, offered):
             kept[item.name] = why
-        elif not _counts(item, _offers(offered, item)):
-            kept[item.name] = f"nothing on offer removes one of its {item.num_units} channels"
+        elif not _counts(item, _offers(offered, makers)):
+            several = f" for all of {', '.join(map(repr, makers))}" if len(makers) > 1 else ""
+            kept[item.name] = f"nothing on offer{several} removes one of its {item.num_units} channels"
         else:
             sets.append(item)
     if not sets:
@@ -121,12 +123,50 @@ def parts_of_sets(model: nn.Module, sets: Sequence[CoupledSet]) -> tuple[Part, .
     return tuple(parts)
 
 
-def _pattern_name(item: CoupledSet) -> str:
-    return item.name.split(" (")[0]
+Makers = Mapping[str, tuple[str, ...]]
+"""Path of a layer that makes a set's channels → the names that patterns may give it."""
 
 
-def _offers(offered: Offered, item: CoupledSet) -> list[KeepChannels]:
-    return [offer for offer in offered.options(_pattern_name(item)).offers if isinstance(offer, KeepChannels)]
+def _makers(model: nn.Module, item: CoupledSet) -> Makers:
+    """Return the layers that make a set's channels; norms and depthwise convolutions only pass them on."""
+    made = [axis.tensor for axis in item.axes if not axis.reads] or [item.axes[0].tensor]
+    flat = {held.name for held in held_tensors(model) if held.tensor.ndim < 2 or held.key in held.module._buffers}
+    modules = dict(model.named_modules())
+    making = [name for name in made if name not in flat and not _is_depthwise(modules.get(_path(name)))]
+    return {_path(name): _names(name) for name in making or made[:1]}
+
+
+def _is_depthwise(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels
+
+
+def _left_out(item: CoupledSet, makers: Makers, offered: Offered) -> str:
+    """Why a set is not on offer: a layer along it must not change, or one that makes it is left out; or ""."""
+    for axis in item.axes:
+        if why := offered.skipped(*_names(axis.tensor)):
+            return _because(why, _path(axis.tensor), item, "would change with them")
+    for path, names in makers.items():
+        if why := offered.left_out(*names):
+            return _because(why, path, item, "makes them as well")
+    return ""
+
+
+def _because(why: str, path: str, item: CoupledSet, what: str) -> str:
+    return why if path == item.name.split(" (")[0] else f"{why} ({path!r}, which {what})"
+
+
+def _path(tensor: str) -> str:
+    return tensor.rpartition(".")[0] or tensor
+
+
+def _names(tensor: str) -> tuple[str, ...]:
+    return _path(tensor), tensor.removesuffix(".weight")
+
+
+def _offers(offered: Offered, makers: Makers) -> list[KeepChannels]:
+    """Return what is on offer for every layer that makes a set's channels."""
+    first, *others = (offered.options(*names).offers for names in makers.values())
+    return [offer for offer in first if isinstance(offer, KeepChannels) and all(offer in other for other in others)]
 
 
 def _moments(

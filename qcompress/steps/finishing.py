@@ -57,12 +57,15 @@ def made_up(
         record = record_of(chosen)
         if record is None or not record.smaller:
             return chosen
+        cut = {name.rpartition(".")[0] for name, _ in record.cuts}
+        others = [path for path, _ in chosen.named_modules() if path not in cut and request.offered.left_out(path)]
         fitted = fitted_in_turn(
             request.copied,
             measurement,
             chosen_transforms(request.copied, measurement, solution),
             calibration.data,
             original=calibration.goal,
+            unchanged=others,
             forward=calibration.forward,
             seed=calibration.seed,
         )
