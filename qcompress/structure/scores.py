@@ -8,7 +8,8 @@
   is cheap (block elimination with the inverse second moments; arXiv 2208.11580, 2302.04089). The outputs of a reader
   are weighted by their mean square gradient.
 
-``fisher`` and ``obs`` do not change when a layer is scaled and the next one is scaled back.
+``fisher`` does not change when channels are scaled and the next layer is scaled back, and ``obs`` does not when all
+channels of a layer are scaled alike. Otherwise ``obs`` changes, because moments are damped by a multiple of their mean.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -113,6 +113,20 @@ def test_scores_do_not_change_when_a_layer_is_scaled_and_the_next_scaled_back() 
     assert not np.allclose(by_weight(model, sets[0]), by_weight(scaled, sets[0]), rtol=0.1)
 
 
+def test_obs_does_not_change_when_a_whole_layer_is_scaled_and_the_next_scaled_back() -> None:
+    model, data, felt = seeded(two_layers), images(), {"2": np.ones(6)}
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in scaled[0].parameters():
+            parameter.mul_(100.0)
+        scaled[2].weight.div_(100.0)
+    first, other = (measure(own, data, prune_channels(keep=KEEP), loss="mse") for own in (model, scaled))
+    orders = [elimination_order(own, measurement.sets[0], moments_of(measurement), felt)
+              for own, measurement in ((model, first), (scaled, other))]  # fmt: skip
+    assert orders[0] == orders[1]
+    np.testing.assert_allclose(first.cost, other.cost, rtol=1e-3, atol=1e-9)
+
+
 def test_the_second_of_two_equal_channels_is_dear_by_obs_only() -> None:
     model, data = seeded(two_layers), images(samples=160)  # of a few, equal channels would be damped apart
     with torch.no_grad():
