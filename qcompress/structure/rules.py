@@ -149,13 +149,14 @@ def _or_zeros(tracer: Tracer, value: Tensor) -> Tensor:
 
 
 def pad(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """Pad with constants: along positions they belong to the channel, along channels they are none."""
+    """Pad with constants: along positions (even one) they belong to the channel, along channels they are none."""
     labels, pads = tracer.labels(args[0]), list(args[1])
     if labels is None:
         move(tracer, func, args, kwargs, output)
         return
+    several = any(products.varies(labels, dim) for dim in range(labels.ndim))
     for dim, size in enumerate(labels.shape):
-        if size > 1 and labels.stride(dim) == 0:
+        if labels.stride(dim) == 0 if size > 1 else several:
             labels, place = labels.narrow(dim, 0, 1), 2 * (labels.ndim - 1 - dim)
             pads[place : place + 2] = [0] * len(pads[place : place + 2])
     tracer.mark(output, func(labels, pads).expand(output.shape))
@@ -228,6 +229,8 @@ def copy(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
     if tracer.labels(args[0]) is not None or (tracer.seen(args[0]) is not None):
         tracer.block(args[0], "overwritten")
         tracer.block(args[1], "written over other values")
+    elif args[0]._base is not None:
+        tracer.block(args[1], "written into a part of a tensor")
     elif labels is not None:
         tracer.mark(output, labels.expand(output.shape))
 

@@ -148,10 +148,38 @@ def test_channels_go_through_padding_of_their_positions_before_a_depthwise_convo
     torch.testing.assert_close(found, expected)
 
 
+class InTurns(nn.Module):
+    """Two layers write every other row each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.odd, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.new_empty(len(x), 6, 2 * x.shape[2], x.shape[3])
+        rows[:, :, ::2], rows[:, :, 1::2] = self.even(x).relu(), self.odd(x).relu()
+        return self.last(rows)
+
+
+def test_channels_go_through_padding_of_a_single_position() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 6, 8), nn.Conv2d(6, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(functional.pad(self.first(x).relu(), (1, 1, 1, 1)))
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        network = Padded().eval()
+    assert [(item.name, item.num_units) for item in find_sets(network, [images(0)]).sets] == [("first", 6)]
+
+
 def test_what_cannot_be_removed_is_named_with_the_reason() -> None:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        fixed, unseen = FixedWidth().eval(), HalfUnseen().eval()
+        fixed, unseen, written = FixedWidth().eval(), HalfUnseen().eval(), InTurns().eval()
     structure = find_sets(fixed, [torch.zeros(2, 4)])
     assert [item.name for item in structure.sets] == ["second"]
     assert "does not run without some" in structure.kept["first"]
@@ -160,6 +188,8 @@ def test_what_cannot_be_removed_is_named_with_the_reason() -> None:
     assert "hard-coded" in structure.kept["cut"]
     assert "aten.sort is not supported" in structure.kept["sorted"]
     assert structure.kept["last"] == "it reaches the output"
+    kept = find_sets(written, [images(0)]).kept
+    assert kept["even"] == kept["odd"] == "written into a part of a tensor"
 
 
 @pytest.mark.parametrize(
