@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from qcompress.compressed.apply import require_measured
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile
 from qcompress.engines.verify import Verification
-from qcompress.errors import OptionsError
+from qcompress.errors import OptionsError, ResultNotFiniteError
 from qcompress.formulation import pair_strength
 from qcompress.measurement import Measurement, require_measurement
 from qcompress.measuring.candidates import EncodeProgress
@@ -32,6 +33,7 @@ from qcompress.model.padding import padding_named
 from qcompress.model.samples import Split
 from qcompress.model.weights import layer_names
 from qcompress.options import Options, prune_quantize
+from qcompress.proposals import Proposal
 from qcompress.refinement import RefineStep
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
@@ -39,8 +41,7 @@ from qcompress.scalars import as_flag, as_number, as_whole, plain
 from qcompress.steps import Arguments, NoChoiceError, Request
 from qcompress.training.finetune import LEARNING_RATE, FinetuneProgress, require_training
 from qcompress.transforms.quantize.integer import IntegerProduct
-from solvers import Progress, Solution, Solver, SolverLike, SolverUnavailableError
-from solvers.run import as_solver
+from solvers import Progress, Solution, SolverLike
 
 __all__ = ["NoChoiceError", "Result", "compress"]
 
@@ -263,7 +264,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         engine=engine,
         budget=budget,
         loss_limit=loss_limit,
-        solver=_ready(given.solver),
+        solver=steps.ready(given.solver),
         guard=as_flag(given.guard, "guard"),
         time_limit=None if given.time_limit is None else as_number(given.time_limit, "time_limit", above=0),
         rounds=as_whole(given.rounds, "rounds", least=1),
@@ -313,21 +314,50 @@ def _compressed(request: Request, run: RunFolder) -> Result:
     better = steps.refined(request, run, measurement, problem, solution)
     best = steps.guarded(request, run, measurement, problem, solution, better, stated=stated, seconds=seconds)
     final = steps.chosen_again(request, run, measurement, problem, best)
-    solution = steps.taken(problem, steps.moved(problem, solution, better), final, run)
-    fitted = steps.refitted(request, run, measurement, solution)
+    finished = partial(
+        _finished,
+        request,
+        run,
+        steps.moved(problem, solution, better),
+        partial(
+            steps.Outcome, measurement=measurement, problem=problem, smallest=smallest, refined=better, guarded=best
+        ),
+    )
+    try:
+        return finished(final)
+    except ResultNotFiniteError:
+        if (earlier := steps.known_finite(request, best)) is None:
+            raise
+        return finished(earlier, refit=False)
+
+
+def _finished(
+    request: Request,
+    run: RunFolder,
+    solution: Solution,
+    decided: partial[steps.Outcome],
+    final: Proposal | None,
+    *,
+    refit: bool = True,
+) -> Result:
+    """Run the steps from a choice to the report and the engine's file.
+
+    Raises:
+        ResultNotFiniteError: outputs or losses of the compressed model are not finite.
+    """
+    measurement, problem = decided.keywords["measurement"], decided.keywords["problem"]
+    solution = steps.taken(problem, solution, final, run)
+    fitted = steps.refitted(request, run, measurement, solution) if refit else measurement
     chosen = steps.applied(request, run, fitted, solution, refitted=fitted is not measurement)
     chosen = steps.made_up(request, run, measurement, solution, chosen)
+    loss_measured = steps.loss_of_choice(request, run, chosen)
     smaller = steps.finetuned(request, run, chosen)
-    outcome = steps.Outcome(
-        measurement=measurement,
-        problem=problem,
+    outcome = decided(
         solution=solution,
-        smallest=smallest,
-        refined=better,
-        guarded=best,
         final=final,
         fitted=fitted,
         chosen=chosen,
+        loss_measured=loss_measured,
         smaller=smaller,
         latency_measured_s=targeting.timed(request, run, smaller, measurement),
     )
@@ -342,19 +372,6 @@ def _compressed(request: Request, run: RunFolder) -> Result:
         exported=file,
         verification=verification,
     )
-
-
-def _ready(solver: SolverLike) -> Solver:
-    """Return the solver that ``solver`` stands for.
-
-    Raises:
-        UnknownSolverError, InvalidOptionError: there is no such solver.
-        SolverUnavailableError: a package is missing.
-    """
-    meant = as_solver(solver)
-    if why := meant.why_not():
-        raise SolverUnavailableError(why)
-    return meant
 
 
 def _require_fitting(calibration: Calibration, measurement: Measurement, offer: Iterable[object]) -> None:

@@ -4,6 +4,7 @@ QcompressError
 ├── ModelError       (ValueError)  no supported layer, an output that is not a tensor, another model than was measured
 │   ├── NoChannelsError            no channel that can be removed
 │   └── NotFiniteError             an output that holds NaN or infinity
+│       └── ResultNotFiniteError   that of a compressed model, where the original's is finite
 ├── DataError        (ValueError)  calibration data that is empty, cannot be read twice or is not finite
 ├── OptionsError     (ValueError)  options that do not exist or do not fit
 ├── ArtefactError    (ValueError)  a compressed-model file that is incomplete or does not fit the model
@@ -30,6 +31,10 @@ class NoChannelsError(ModelError):
 
 class NotFiniteError(ModelError):
     """A model whose output holds NaN or infinity."""
+
+
+class ResultNotFiniteError(NotFiniteError):
+    """A compressed model whose output holds NaN or infinity where the original's does not."""
 
 
 class DataError(QcompressError, ValueError):

@@ -13,15 +13,17 @@ reference is the choice with weak pair terms, by a mean of plain costs and, if t
 or the refined one; with a time budget in an engine, it is the best uniform setting in time.
 
 All tried choices are within the budgets. The guard returns the candidate with the least loss; of equal ones the first.
+One with outputs that are not finite, on the held-out samples or on those that were measured, fails.
 What it decides is the way of choosing: `compress` then repeats the winning way with the held-out samples as well.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -35,6 +37,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.losses import Loss, LossFunction
 from qcompress.model.parts import Part
+from qcompress.model.steady import steady
 from qcompress.proposals import ADDITIVE, SEPARATOR, Proposal, rounded_to_nearest
 from qcompress.transforms.base import Transform
 
@@ -51,12 +54,26 @@ FILE_KIND = FileKind("qcompress guard", version=1)
 
 
 class Candidate(NamedTuple):
-    """A choice that was tried: its predicted loss, true loss on the held-out samples, and use of each resource."""
+    """A choice that was tried: its predicted loss, true loss on the held-out samples, and use of each resource.
+
+    The true loss is infinite if outputs or losses are not finite.
+    """
 
     name: str
     loss_predicted: float
     loss_validation: float
     usage: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON, where an infinite loss is None."""
+        loss = self.loss_validation
+        return {**self._asdict(), "loss_validation": loss if np.isfinite(loss) else None}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Candidate":
+        """Undo `to_json`."""
+        loss = value["loss_validation"]
+        return cls(**{**value, "loss_validation": float("inf") if loss is None else loss})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,6 +98,8 @@ class Seen:
     ) -> "Seen":
         """Return the losses from ``(samples, positions)`` for every batch, also at softened outputs if given."""
         samples = np.concatenate([batch.mean(axis=1) for batch in batches])
+        if not np.isfinite(samples).all():
+            return cls.failed()
         return cls(
             mean=float(samples.mean()),
             each=np.concatenate([batch.ravel() for batch in batches]),
@@ -90,7 +109,7 @@ class Seen:
 
     @classmethod
     def failed(cls) -> "Seen":
-        """Return the losses of a choice whose outputs are not finite."""
+        """Return the losses of a choice whose outputs or losses are not finite."""
         return cls(mean=float("inf"), each=np.zeros(0))
 
 
@@ -118,7 +137,7 @@ class Guarded:
     def save(self, path: AnyPath) -> None:
         """Write it as JSON, atomically."""
         tried = {
-            name: [candidate._asdict() for candidate in group]
+            name: [candidate.to_json() for candidate in group]
             for name, group in (("candidates", self.candidates), ("undecided", self.undecided))
         }
         FILE_KIND.write_json(path, {"best": self.best.to_json(), **tried, "error": self.error})
@@ -134,8 +153,8 @@ class Guarded:
         with FILE_KIND.building(path):
             return cls(
                 best=Proposal.from_json(value["best"]),
-                candidates=tuple(Candidate(**candidate) for candidate in value["candidates"]),
-                undecided=tuple(Candidate(**candidate) for candidate in value["undecided"]),
+                candidates=tuple(map(Candidate.from_json, value["candidates"])),
+                undecided=tuple(map(Candidate.from_json, value["undecided"])),
                 error=value.get("error"),
             )
 
@@ -147,6 +166,7 @@ def guard(
     seen_of: Callable[[Proposal], Seen],
     *,
     base: str = ADDITIVE,
+    is_finite: Callable[[Proposal], bool] = lambda _: True,
 ) -> Guarded:
     """Try proposals, then the best of them rounded to nearest, and take the best candidate.
 
@@ -154,46 +174,58 @@ def guard(
         measurement: the measurement that the problem was made from.
         problem: problem that checks budgets and predicts losses.
         first: proposals to try, see `proposals`; those over budget are skipped.
-        seen_of: function that returns a proposal's losses on held-out samples, see `kept_loss`.
+        seen_of: function that returns a proposal's losses on held-out samples, see `KeptLoss`.
         base: name of the reference proposal, which others have to beat; the first proposal if there is none of this
             name.
+        is_finite: function that says whether the outputs are finite on the other samples, too. Only the best is asked;
+            if they are not, it counts as failed, and the next one is.
     """
     known: dict[tuple[bytes, tuple[int, ...]], Seen] = {}
 
     def seen(proposal: Proposal) -> Seen:
-        key = proposal.choice.tobytes(), proposal.nearest
+        key = _key(proposal)
         if key not in known:
             known[key] = seen_of(proposal)
         return known[key]
 
     tried = [proposal for proposal in first if problem.evaluate(proposal.choice).feasible]
-    standard = seen(next((attempt for attempt in tried if attempt.name == base), tried[0]))
+    standard = next((attempt for attempt in tried if attempt.name == base), tried[0])
     for proposal in sorted(_different(tried), key=lambda candidate: seen(candidate).mean)[:MOST_NEAREST]:
         tried.extend(rounded_to_nearest(measurement, proposal))
-    groups: dict[bool, list[Proposal]] = {True: [], False: []}
-    for proposal in map(_named_by_all, _alike(tried)):
-        better = seen(proposal).mean < standard.mean
-        groups[not better or stands_out(standard, seen(proposal))].append(proposal)
+    everything = list(map(_named_by_all, _alike(tried)))
+    while True:
+        candidates = [item for item in everything if _may_win(seen(standard), seen(item))]
+        best = min(candidates, key=lambda candidate: seen(candidate).mean)
+        if not np.isfinite(seen(best).mean) or is_finite(best):
+            break
+        known[_key(best)] = Seen.failed()
 
     def figures(proposal: Proposal) -> Candidate:
         judged = problem.evaluate(proposal.choice)
         return Candidate(proposal.name, judged.objective, seen(proposal).mean, judged.usage)
 
-    best = min(groups[True], key=lambda candidate: seen(candidate).mean)
     return Guarded(
         best=best,
-        candidates=tuple(map(figures, groups[True])),
-        undecided=tuple(map(figures, groups[False])),
+        candidates=tuple(map(figures, candidates)),
+        undecided=tuple(figures(item) for item in everything if item not in candidates),
         error=seen(best).error,
     )
+
+
+def _may_win(standard: Seen, other: Seen) -> bool:
+    return not other.mean < standard.mean or stands_out(standard, other)
 
 
 def _alike(proposals: Iterable[Proposal]) -> list[list[Proposal]]:
     """Group equal proposals, in the order of their first occurrences."""
     groups: dict[tuple[bytes, tuple[int, ...]], list[Proposal]] = {}
     for proposal in proposals:
-        groups.setdefault((proposal.choice.tobytes(), proposal.nearest), []).append(proposal)
+        groups.setdefault(_key(proposal), []).append(proposal)
     return list(groups.values())
+
+
+def _key(proposal: Proposal) -> tuple[bytes, tuple[int, ...]]:
+    return proposal.choice.tobytes(), proposal.nearest
 
 
 def _different(proposals: Iterable[Proposal]) -> list[Proposal]:
@@ -227,23 +259,14 @@ def _fourth_root(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.sign(losses) * np.abs(losses) ** 0.25)
 
 
-def kept_loss(
-    model: nn.Module,
-    measurement: Measurement,
-    kept: Iterable[Any],
-    *,
-    loss: str | LossFunction | Loss = "kl",
-    forward: forwards.Forward | None = None,
-    batch_norm_data: Iterable[Any] | None = None,
-    original: nn.Module | None = None,
-    rounding: Rounding | None = None,
-) -> Callable[[Proposal], Seen]:
-    """Return a function that gives a proposal's losses on held-out batches; infinite if the output is not finite.
+class KeptLoss:
+    """Losses of proposals on held-out batches; infinite if outputs or losses are not finite.
 
     Args:
         model: the measured model; it is not modified.
         measurement: the measurement that the proposals choose from.
         kept: the held-out batches.
+        data: the batches for `is_finite`.
         loss: same as in `measure`.
         forward: same as in `measure`.
         batch_norm_data: batches on which to re-estimate batch-norm statistics for every proposal, as in
@@ -251,27 +274,59 @@ def kept_loss(
         original: same as in `measure`.
         rounding: makes a context manager in which the model with a choice rounds what its engine rounds.
     """
-    options = [
-        [*part_transforms, *(item.nearest for item in part_transforms)] for part_transforms in measurement.transforms
-    ]
-    wider = replace(measurement, transforms=tuple(map(tuple, options)))
-    true_loss = TrueLoss(model, wider, kept, loss=loss, forward=forward, original=original)
-    losses = [own for own in (true_loss.loss, true_loss.loss.softened) if own is not None]
 
-    def seen(proposal: Proposal) -> Seen:
-        choice = proposal.choice[: len(options)].copy()
-        for part in proposal.nearest:
-            choice[part] += len(options[part]) // 2
+    def __init__(
+        self,
+        model: nn.Module,
+        measurement: Measurement,
+        kept: Iterable[Any],
+        *,
+        data: Iterable[Any] = (),
+        loss: str | LossFunction | Loss = "kl",
+        forward: forwards.Forward | None = None,
+        batch_norm_data: Iterable[Any] | None = None,
+        original: nn.Module | None = None,
+        rounding: Rounding | None = None,
+    ) -> None:
+        options = [(*transforms, *(item.nearest for item in transforms)) for transforms in measurement.transforms]
+        wider = replace(measurement, transforms=tuple(options))
+        self._options, self._parts = options, measurement.parts
+        self._true_loss = TrueLoss(model, wider, kept, loss=loss, forward=forward, original=original)
+        self._losses = [own for own in (self._true_loss.loss, self._true_loss.loss.softened) if own is not None]
+        self._data, self._forward = data, steady(forward)
+        self._given_forward = forward  # a steady one puts running statistics back
+        self._batch_norm_data, self._rounding = batch_norm_data, rounding
+
+    def __call__(self, proposal: Proposal) -> Seen:
+        """Return the losses of a proposal."""
         try:
-            if batch_norm_data is not None:
-                true_loss.emulation.put(choice)
-                reestimate_(true_loss.emulation.model, batch_norm_data, forward)
-            chosen = zip(
-                measurement.parts, (own[option] for own, option in zip(options, choice, strict=True)), strict=True
-            )
-            with nullcontext() if rounding is None else rounding(true_loss.emulation.model, chosen):
-                return Seen.of(*true_loss.by_position_of(choice, losses))
+            with self._chosen(proposal) as choice:
+                return Seen.of(*self._true_loss.by_position_of(choice, self._losses))
         except ModelError:  # a choice may make the outputs non-finite
             return Seen.failed()
 
-    return seen
+    def is_finite(self, proposal: Proposal) -> bool:
+        """Whether the outputs and losses of a proposal are finite on the other batches as well."""
+        loss = self._true_loss.loss
+        try:
+            with self._chosen(proposal):
+                model = self._true_loss.emulation.model
+                with forwards.evaluating(model), torch.no_grad():
+                    runs = ((batch, forwards.run(model, batch, self._forward)) for batch in self._data)
+                    return all(bool(loss.by_sample(output, batch).isfinite().all()) for batch, output in runs)
+        except ModelError:
+            return False
+
+    @contextmanager
+    def _chosen(self, proposal: Proposal) -> Iterator[NDArray[np.int64]]:
+        """Context manager in which the model has the proposal's options; yields their indices."""
+        choice = proposal.choice[: len(self._options)].copy()
+        for part in proposal.nearest:
+            choice[part] += len(self._options[part]) // 2
+        self._true_loss.emulation.put(choice)
+        model = self._true_loss.emulation.model  # another one where channels are removed
+        if self._batch_norm_data is not None:
+            reestimate_(model, self._batch_norm_data, self._given_forward)
+        chosen = zip(self._parts, (own[option] for own, option in zip(self._options, choice, strict=True)), strict=True)
+        with nullcontext() if self._rounding is None else self._rounding(model, chosen):
+            yield choice

@@ -14,7 +14,7 @@ from qcompress.streaming.losses import Choice, losses_of
 
 
 class OpenedKeptLoss:
-    """Losses of proposals on held-out batches, as `qcompress.guard.kept_loss` for an opened model.
+    """Losses of proposals on held-out batches, as `qcompress.guard.KeptLoss` for an opened model.
 
     Args:
         model: the original, opened model.

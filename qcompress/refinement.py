@@ -8,6 +8,7 @@ Invariant: every round's choice is within the budgets, and its true loss on the 
 round.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 from formulations import Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from qcompress.errors import OptionsError
+from qcompress.errors import OptionsError, ResultNotFiniteError
 from qcompress.formulation import formulate
 from qcompress.identity import identify
 from qcompress.measurement import Measurement
@@ -149,6 +150,7 @@ def refine(
         ModelError: same as in `remeasure`.
         OptionsError: same as in `remeasure`; also if ``rounds`` is not a positive integer, or the cache belongs to
             another refinement.
+        ResultNotFiniteError: outputs or losses of ``choice`` are not finite.
         FileFormatError: the cache is incomplete.
 
     >>> import torch
@@ -178,6 +180,8 @@ def refine(
         best = _load(file, key)
     else:
         before = true_loss(start)
+        if not math.isfinite(before):
+            raise ResultNotFiniteError("the outputs or losses of the choice to refine are not finite on the data")
         best = Refined(choice=start, loss=before, loss_before=before, steps=(), complete=False)
     while len(best.steps) < rounds and not best.complete:
         true_loss.emulation.put(best.choice)

@@ -27,7 +27,7 @@ class PartReport:
     loss_alone_error: float | None = None
 
 
-ENTRIES = {"parts": PartReport, "candidates": Candidate, "undecided": Candidate, "rounds": Candidate}
+TRIED = ("candidates", "undecided", "rounds")
 """Fields of a report that are lists, and what they hold."""
 
 
@@ -123,10 +123,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
-        tried = {
-            name: [candidate._asdict() for candidate in getattr(self, name)]
-            for name in ("candidates", "undecided", "rounds")
-        }
+        tried = {name: [candidate.to_json() for candidate in getattr(self, name)] for name in TRIED}
         return {**asdict(self), **tried}
 
     def save(self, path: AnyPath) -> None:
@@ -142,8 +139,8 @@ class Report:
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
-            for name, made in ENTRIES.items():
-                value[name] = tuple(made(**entry) for entry in value.get(name, ()))
+            value |= {name: tuple(map(Candidate.from_json, value.get(name, ()))) for name in TRIED}
+            value["parts"] = tuple(PartReport(**entry) for entry in value.get("parts", ()))
             return cls(**{**value, "warnings": tuple(value.get("warnings", ()))})
 
     def __repr__(self) -> str:

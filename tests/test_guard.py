@@ -15,7 +15,7 @@ from qcompress.compressed.apply import NEAREST
 from qcompress.compressed.record import record_of
 from qcompress.errors import ModelError
 from qcompress.formulation import at_softened_outputs
-from qcompress.guard import CONFIDENCE, Guarded, Seen, guard, kept_loss, stands_out
+from qcompress.guard import CONFIDENCE, Guarded, KeptLoss, Seen, guard, stands_out
 from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model.losses import SOFTENED, Loss
 from qcompress.proposals import Proposal, proposals, rounded_to_nearest, uniform_settings
@@ -44,7 +44,7 @@ def asked(measurement: Measurement, share: float = 0.35) -> tuple[Problem, Solut
 def test_the_best_has_the_least_true_loss_of_all_and_every_candidate_is_within_the_budget() -> None:
     measurement = measured()
     problem, solution = asked(measurement)
-    lost = kept_loss(seeded(Residual), measurement, batches(10))
+    lost = KeptLoss(seeded(Residual), measurement, batches(10))
     found = guard(measurement, problem, proposals(measurement, problem, solution), lost)
     assert found.won.loss_validation == min(own.loss_validation for own in found.candidates)
     assert found.won.loss_validation == lost(found.best).mean
@@ -59,7 +59,7 @@ def test_a_prediction_that_is_wrong_does_not_win() -> None:
     measurement = measured()
     wrong = replace(measurement, cost=measurement.cost.max() - measurement.cost, softened=None)
     problem, solution = asked(wrong, 0.9)
-    lost = kept_loss(seeded(Residual), wrong, batches(10))
+    lost = KeptLoss(seeded(Residual), wrong, batches(10))
     found = guard(wrong, problem, proposals(wrong, problem, solution), lost)
     named = {name: own for own in found.candidates for name in own.name.split("; ")}
     assert found.best.name.startswith("uniform")
@@ -80,7 +80,7 @@ def test_of_equals_the_solvers_own_choice_comes_first() -> None:
 def test_the_loss_of_a_proposal_is_that_of_the_compressed_model() -> None:
     model, measurement = seeded(Residual), measured()
     problem, solution = asked(measurement)
-    lost = kept_loss(model, measurement, batches(10))
+    lost = KeptLoss(model, measurement, batches(10))
     for proposal in proposals(measurement, problem, solution):
         smaller = apply(model, measurement, judge(problem, proposal.choice))
         assert lost(proposal).mean == pytest.approx(mean_loss(model, smaller, batches(10)), rel=1e-5)
@@ -89,7 +89,7 @@ def test_the_loss_of_a_proposal_is_that_of_the_compressed_model() -> None:
 def test_batch_norm_statistics_are_those_of_the_compressed_model() -> None:
     model, measurement = seeded(Residual), measured()
     problem, solution = asked(measurement)
-    lost = kept_loss(model, measurement, batches(10), batch_norm_data=batches(20))
+    lost = KeptLoss(model, measurement, batches(10), batch_norm_data=batches(20))
     for proposal in list(proposals(measurement, problem, solution))[:3]:
         smaller = apply(model, measurement, judge(problem, proposal.choice), batch_norm_data=batches(20))
         assert lost(proposal).mean == pytest.approx(mean_loss(model, smaller, batches(10)), rel=1e-5)
@@ -105,7 +105,7 @@ def test_rounding_to_nearest_is_tried_where_codes_are_compensated_and_is_what_it
     assert record is not None
     assert all(own.transform == own.transform.nearest for own in record.parts)
     assert proposal.name == "it, to nearest"
-    assert kept_loss(model, measurement, batches(10))(proposal).mean == pytest.approx(
+    assert KeptLoss(model, measurement, batches(10))(proposal).mean == pytest.approx(
         mean_loss(model, smaller, batches(10)), rel=1e-5
     )
     assert not list(rounded_to_nearest(measured(), Proposal(name="it", choice=solution.choice)))
@@ -177,7 +177,7 @@ def test_a_choice_that_breaks_the_model_loses(monkeypatch: pytest.MonkeyPatch) -
         return by_position(self, choice, losses)
 
     monkeypatch.setattr(TrueLoss, "by_position_of", overflowing)
-    seen = kept_loss(seeded(Residual), measurement, batches(10))
+    seen = KeptLoss(seeded(Residual), measurement, batches(10))
     found = guard(measurement, problem.with_budgets(bytes=1e9), [broken, whole], seen)
     assert found.best.name == "whole"
     assert {own.name: own.loss_validation for own in found.candidates} == {"broken": float("inf"), "whole": 0.0}
@@ -186,7 +186,7 @@ def test_a_choice_that_breaks_the_model_loses(monkeypatch: pytest.MonkeyPatch) -
 def test_what_was_found_comes_back_from_its_file(tmp_path: Path) -> None:
     measurement = measured(compensated=True)
     problem, solution = asked(measurement)
-    lost = kept_loss(seeded(Residual), measurement, batches(10))
+    lost = KeptLoss(seeded(Residual), measurement, batches(10))
     found = guard(measurement, problem, proposals(measurement, problem, solution), lost)
     found.save(tmp_path / "guard.json")
     loaded = Guarded.load(tmp_path / "guard.json")
@@ -244,18 +244,18 @@ def test_a_difference_has_to_stand_out_at_softened_outputs_as_well_where_these_a
 def test_losses_at_softened_outputs_are_seen_of_every_kl_and_of_no_other_loss() -> None:
     model, measurement, choice = seeded(Residual), measured(), np.array([1] * len(measured().parts))
     smaller = apply(model, measurement, judge(formulate(measurement, {"bytes": 1.0}), choice))
-    seen = kept_loss(model, measurement, batches(0))(Proposal(name="", choice=choice))
+    seen = KeptLoss(model, measurement, batches(0))(Proposal(name="", choice=choice))
     assert seen.softened is not None
     true = SOFTENED**2 * mean_loss(model, smaller, batches(0), forward=lambda model, batch: model(batch) / SOFTENED)
     assert seen.softened.mean() == pytest.approx(true, rel=1e-5)
-    assert kept_loss(model, measurement, batches(0), loss="mse")(Proposal(name="", choice=choice)).softened is None
+    assert KeptLoss(model, measurement, batches(0), loss="mse")(Proposal(name="", choice=choice)).softened is None
 
 
 def test_positions_of_a_sequence_count_on_their_own() -> None:
     torch.manual_seed(0)
     model, data = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 11)), [torch.randint(0, 11, (3, 5))]
     found = measure(model, data, BITS)
-    seen = kept_loss(model, found, data)(Proposal(name="", choice=np.array([1, 1])))
+    seen = KeptLoss(model, found, data)(Proposal(name="", choice=np.array([1, 1])))
     assert seen.each.shape == (15,)
     smaller = apply(model, found, judge(formulate(found, {"bytes": 1.0}), [1, 1]))
     assert seen.mean == pytest.approx(mean_loss(model, smaller, data), rel=1e-5)

@@ -1,6 +1,7 @@
 """The true loss of a changed model, or of any choice, by running it."""
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from qcompress.compressed.emulation import Emulation
-from qcompress.errors import DataError
+from qcompress.errors import DataError, NotFiniteError, ResultNotFiniteError
 from qcompress.measurement import Measurement
 from qcompress.measuring.streamed.sweep import swept_outputs
 from qcompress.model import forward as forwards
@@ -91,12 +92,22 @@ def paired_outputs(
             forwards.evaluating(changed),
             torch.no_grad(),
         ):
-            yield ((batch, _output(original, batch, run), _output(changed, batch, run)) for batch in data)
+            yield ((batch, _output(original, batch, run), _changed_output(changed, batch, run)) for batch in data)
 
 
 def _output(model: nn.Module, batch: Any, run: forwards.Forward) -> Tensor:
     with forwards.first_pass(batch, "a batch"):
         return forwards.run(model, batch, run)
+
+
+def _changed_output(model: nn.Module, batch: Any, run: forwards.Forward) -> Tensor:
+    try:
+        return _output(model, batch, run)
+    except NotFiniteError as error:
+        raise ResultNotFiniteError(
+            f"the outputs of the compressed model for a batch ({forwards.described(batch)}) hold NaN or infinity, "
+            "those of the original do not: its domain ends near this batch; ask for a larger budget or milder options"
+        ) from error
 
 
 class TrueLoss:
@@ -147,8 +158,12 @@ class TrueLoss:
             self._references = [_output(goal, batch, self._forward) for batch in self.data]
 
     def __call__(self, choice: ArrayLike) -> float:
-        """Mean loss increase per sample."""
-        return float(self.by_sample(choice).mean())
+        """Mean loss increase per sample; infinite if an output or a loss is not finite."""
+        try:
+            mean = float(self.by_sample(choice).mean())
+        except NotFiniteError:
+            return math.inf
+        return mean if math.isfinite(mean) else math.inf
 
     def by_sample(self, choice: ArrayLike) -> NDArray[np.float64]:
         """``(samples,)`` loss increase of every sample."""

@@ -1,5 +1,6 @@
 """Figures of a run for Plotly, as plain data: traces and layout, without the colours of a theme."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,8 +73,8 @@ def loss_by_part(report: Report) -> Figure | None:
 
 
 def candidates(report: Report) -> Figure | None:
-    """Predicted loss against true loss on the held-out samples, for every candidate of the guard."""
-    tried = report.candidates
+    """Predicted loss against true loss on the held-out samples, for every candidate of the guard with a finite one."""
+    tried = [candidate for candidate in report.candidates if math.isfinite(candidate.loss_validation)]
     if not tried:
         return None
     won = [candidate.name == report.chosen for candidate in tried]

@@ -15,16 +15,16 @@ from qcompress.steps.preflight import (
     require_storable,
     require_times_that_add_up,
 )
-from qcompress.steps.repeating import chosen_again
-from qcompress.steps.reporting import Outcome, reported
+from qcompress.steps.repeating import chosen_again, known_finite
+from qcompress.steps.reporting import Outcome, loss_of_choice, reported
 from qcompress.steps.request import Arguments, NoChoiceError, Request
 from qcompress.steps.rounds import in_rounds
-from qcompress.steps.trial import require_batch_norm_data, require_loss, require_solver, with_metric_before
+from qcompress.steps.trial import ready, require_batch_norm_data, require_loss, require_solver, with_metric_before
 
 __all__ = [
     "Arguments", "NoChoiceError", "Outcome", "Request", "copied", "require_fitting", "require_taken",
     "require_for_channels", "require_times_that_add_up", "require_possible", "kept_aside", "measured", "formulated",
     "minimized", "limited", "solved", "refined", "guarded", "chosen_again", "moved", "taken", "refitted", "applied",
-    "made_up", "finetuned", "reported", "in_rounds", "require_batch_norm_data", "require_loss", "require_storable",
-    "require_solver", "with_metric_before",
+    "made_up", "finetuned", "reported", "known_finite", "loss_of_choice", "in_rounds", "require_batch_norm_data",
+    "require_loss", "require_storable", "require_solver", "with_metric_before", "ready",
 ]  # fmt: skip

@@ -11,8 +11,9 @@ from formulations import InfeasibleBudgetError, Problem
 from qcompress.budgets import LATENCY, fixed_use, not_lowered, remedy
 from qcompress.compressed.apply import NEAREST
 from qcompress.engines.in_time import TOLERANCE, Seconds, without_time_budget
+from qcompress.errors import ResultNotFiniteError
 from qcompress.formulation import formulate
-from qcompress.guard import Guarded, Seen, guard, kept_loss
+from qcompress.guard import Guarded, KeptLoss, Seen, guard
 from qcompress.measurement import Measurement
 from qcompress.measuring.removals import on_offer
 from qcompress.model.opened import opened_of
@@ -164,7 +165,7 @@ def solved(request: Request, run: RunFolder, problem: Problem, smallest: Smalles
 def refined(
     request: Request, run: RunFolder, measurement: Measurement, problem: Problem, solution: Solution
 ) -> Refined | None:
-    """Refine the choice by true loss, if rounds are requested."""
+    """Refine the choice by true loss, if rounds are requested; None also if its outputs are not finite."""
     if request.refine_rounds == 0:
         return None
     calibration, choice = request.calibration, solution.choice
@@ -199,7 +200,10 @@ def refined(
         "choice": choice,
         "rounds": request.refine_rounds,
     }
-    return run.once("refine", make, key=key, kept=Kept("refined.json", Refined.save, Refined.load))
+    try:
+        return run.once("refine", make, key=key, kept=Kept("refined.json", Refined.save, Refined.load))
+    except ResultNotFiniteError:  # the guard may find another choice
+        return None
 
 
 def moved(problem: Problem, solution: Solution, better: Refined | None) -> Solution:
@@ -249,24 +253,27 @@ def guarded(
         within, base = _worth_seeing(request, measurement, problem, solution, better, stated, seconds)
         judged_by = problem if seconds is None else without_time_budget(problem)  # those within are in time
         seen: Callable[[Proposal], Seen]
+        finite: dict[str, Callable[[Proposal], bool]] = {}
         if opened_of(calibration.model) is None:
-            seen = kept_loss(
+            seen = KeptLoss(
                 request.copied,
                 measurement,
                 request.kept,
+                data=calibration.data,
                 loss=calibration.loss,
                 forward=calibration.forward,
                 batch_norm_data=batches,
                 original=calibration.original,
                 rounding=None if request.engine is None else request.engine.rounding,
             )
+            finite = {"is_finite": seen.is_finite}
         else:
             seen = OpenedKeptLoss(
                 calibration.model, measurement, request.kept, calibration.data, loss=calibration.loss,
                 forward=calibration.forward,
                 first=[proposal for proposal in within if judged_by.evaluate(proposal.choice).feasible],
             )  # fmt: skip
-        return guard(measurement, judged_by, within, seen, base=base)
+        return guard(measurement, judged_by, within, seen, base=base, **finite)
 
     statistics = {} if run.path is None else {"batch_norm_data": identity_of(batches, "batch_norm_data")}
     key = {

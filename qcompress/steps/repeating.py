@@ -6,6 +6,7 @@ winning problem is solved again with costs averaged over all samples. The report
 guard's choice, which had not seen them.
 """
 
+import math
 from dataclasses import replace
 
 from formulations import Problem
@@ -66,6 +67,16 @@ def chosen_again(
         key=key,
         kept=Kept("repeated.json", _save, _load),
     )
+
+
+def known_finite(request: Request, best: Guarded | None) -> Proposal | None:
+    """Return the guard's choice if its outputs are known to be finite on all data, unlike those of what came after it.
+
+    None if there is no such choice, or it is the one that was made (see `chosen_again`).
+    """
+    if best is None or not math.isfinite(best.won.loss_validation):
+        return None
+    return None if request.finetune_steps or opened_of(request.calibration.model) is not None else best.best
 
 
 def _measured_on_all(request: Request, run: RunFolder, measurement: Measurement) -> Measurement:

@@ -21,7 +21,7 @@ from qcompress.compressed.container import require_tensors
 from qcompress.compressed.file import compressed_size
 from qcompress.compressed.file_bytes import with_file_bytes
 from qcompress.compressed.record import record_of
-from qcompress.errors import ArtefactError
+from qcompress.errors import ArtefactError, ResultNotFiniteError
 from qcompress.formulation import prediction_error
 from qcompress.guard import Guarded
 from qcompress.measurement import Measurement, has_choice
@@ -56,6 +56,7 @@ class Outcome:
         final: the choice that was made in the end (see `qcompress.steps.repeating`), or None without a guard.
         fitted: the measurement with the moments that codes and factors were finally fitted to.
         chosen: the compressed model before fine-tuning.
+        loss_measured: true loss of ``chosen`` on all data.
         smaller: the compressed model.
         latency_measured_s: seconds of ``smaller`` in the engine, or None if it was not timed.
     """
@@ -69,6 +70,7 @@ class Outcome:
     final: Proposal | None
     fitted: Measurement
     chosen: nn.Module
+    loss_measured: float
     smaller: nn.Module
     latency_measured_s: float | None
 
@@ -98,7 +100,6 @@ class Outcome:
 class _Checked:
     """True losses and the caller's metric, see `Report`."""
 
-    measured: float
     validation: float | None
     validation_error: float | None
     finetuned: float | None
@@ -119,7 +120,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         loss=measurement.loss,
         loss_predicted=solution.objective,
         loss_predicted_error=prediction_error(measurement, problem, solution.choice),
-        loss_measured=checked.measured,
+        loss_measured=outcome.loss_measured,
         loss_validation=checked.validation,
         loss_validation_error=checked.validation_error,
         loss_finetuned=checked.finetuned,
@@ -172,30 +173,44 @@ def write_text(text: str, path: Path) -> None:
         file.write(text.encode())
 
 
+def loss_of_choice(request: Request, run: RunFolder, chosen: nn.Module) -> float:
+    """Return the true loss on all data of the compressed model before fine-tuning.
+
+    Raises:
+        ResultNotFiniteError: the outputs or losses are not finite.
+    """
+    with run.timed("check"):
+        return float(_losses_of(request, chosen, request.data).mean())
+
+
+def _losses_of(request: Request, model: nn.Module, data: Iterable[Any]) -> NDArray[np.float64]:
+    """``(samples,)`` true losses of a compressed model."""
+    calibration = request.calibration
+    with rounding_of(request, model):
+        losses = sample_losses(calibration.goal, model, data, loss=calibration.loss, forward=calibration.forward)
+    if not np.isfinite(losses).all():
+        raise ResultNotFiniteError("the loss of the compressed model is NaN or infinite for a sample of the data")
+    return losses
+
+
 def _checked(request: Request, outcome: Outcome) -> _Checked:
     """Measure the losses of the resulting models.
 
     If the result depends on the held-out samples, the held-out loss is the one that the guard measured before.
     """
-    calibration, evaluate, kept = request.calibration, request.evaluate, list(request.kept)
-
-    def losses_of(model: nn.Module, data: Iterable[Any]) -> NDArray[np.float64]:
-        with rounding_of(request, model):
-            return sample_losses(calibration.goal, model, data, loss=calibration.loss, forward=calibration.forward)
-
+    evaluate, kept = request.evaluate, list(request.kept)
     validation: tuple[float | None, float | None] = None, None
     if outcome.refitted and outcome.guarded is not None:
         validation = outcome.guarded.won.loss_validation, outcome.guarded.error
     elif kept:
-        losses = losses_of(outcome.smaller, kept)
+        losses = _losses_of(request, outcome.smaller, kept)
         validation = float(losses.mean()), standard_error(losses)
     with rounding_of(request, outcome.smaller):
         metric_after = None if evaluate is None else metric_of(evaluate, outcome.smaller, "the compressed model")
     return _Checked(
-        measured=float(losses_of(outcome.chosen, request.data).mean()),
         validation=validation[0],
         validation_error=validation[1],
-        finetuned=float(losses_of(outcome.smaller, request.data).mean()) if outcome.tuned else None,
+        finetuned=float(_losses_of(request, outcome.smaller, request.data).mean()) if outcome.tuned else None,
         metric_before=None if evaluate is None else request.metric_before,
         metric_after=metric_after,
         doubt=_doubt(request, kept),
@@ -246,7 +261,7 @@ def _usage(request: Request, outcome: Outcome) -> dict[str, float]:
 def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator[str]:
     """Yield warnings where the figures may not hold."""
     measurement, solution, loss_validation = outcome.measurement, outcome.solution, checked.validation
-    seen = (loss_validation, checked.measured if checked.finetuned is None else checked.finetuned)
+    seen = (loss_validation, outcome.loss_measured if checked.finetuned is None else checked.finetuned)
     helps = cautions.what_helps(
         measurement,
         opened=opened_of(request.calibration.goal) is not None,

@@ -25,6 +25,21 @@ from qcompress.scalars import as_number
 from qcompress.steps.opened import first_of
 from qcompress.steps.preflight import is_surveyed
 from qcompress.steps.request import Request
+from solvers import Solver, SolverLike, SolverUnavailableError
+from solvers.run import as_solver
+
+
+def ready(solver: SolverLike) -> Solver:
+    """Return the solver that ``solver`` stands for.
+
+    Raises:
+        UnknownSolverError, InvalidOptionError: there is no such solver.
+        SolverUnavailableError: a package is missing.
+    """
+    meant = as_solver(solver)
+    if why := meant.why_not():
+        raise SolverUnavailableError(why)
+    return meant
 
 
 def require_solver(request: Request) -> None:

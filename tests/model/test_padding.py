@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import qcompress
 from qcompress.agreement import agreement
 from qcompress.errors import DataError
-from qcompress.guard import kept_loss
+from qcompress.guard import KeptLoss
 from qcompress.measuring.inputs.ranges import activation_ranges
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.losses import as_loss
@@ -342,7 +342,7 @@ def test_a_sample_that_is_all_padding_is_named_with_its_batch(tmp_path: Path) ->
     with pytest.raises(DataError, match=message):
         OpenedKeptLoss(opened, measurement, batches, batches[:1], loss=loss)(proposal)
     with pytest.raises(DataError, match=message):
-        kept_loss(whole, measurement, batches, loss=loss)(proposal)
+        KeptLoss(whole, measurement, batches, loss=loss)(proposal)
     for words, said in (
         ({"data": batches}, message),
         ({"data": batches[:1], "validation": batches}, "1 of validation,"),

@@ -14,7 +14,7 @@ from qcompress.agreement import agreement
 from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.legal import for_engine
 from qcompress.errors import DataError, EngineError, OptionsError
-from qcompress.guard import kept_loss
+from qcompress.guard import KeptLoss
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.losses import as_loss
 from qcompress.model.opened import open_model
@@ -98,7 +98,7 @@ def test_losses_of_several_choices_are_those_in_memory(case: tuple[Path, Any, An
     proposals = [Proposal(name=str(seed), choice=np.array(random_choice(measured, seed))) for seed in range(3)]
     nearest = tuple(range(len(measured.parts)))
     proposals.append(Proposal(name="nearest", choice=proposals[0].choice, nearest=nearest))
-    expected = kept_loss(in_memory(folder), measured, kept)
+    expected = KeptLoss(in_memory(folder), measured, kept)
     found = OpenedKeptLoss(open_model(folder), streamed, kept, data(), loss=as_loss("kl"), first=proposals[:2])
     for proposal in proposals:
         np.testing.assert_allclose(found(proposal).each, expected(proposal).each, rtol=1e-3, atol=1e-9)

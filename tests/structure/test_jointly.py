@@ -13,7 +13,7 @@ import qcompress
 from qcompress import compress, formulate, measure, prune_channels, prune_quantize
 from qcompress.compressed.record import record_of
 from qcompress.errors import ModelError, OptionsError
-from qcompress.guard import kept_loss
+from qcompress.guard import KeptLoss
 from qcompress.measurement import Measurement
 from qcompress.measuring import jointly
 from qcompress.measuring.channels import TRIED
@@ -134,7 +134,7 @@ def test_what_is_applied_is_cut_first_and_then_coded(measured: Measurement) -> N
 
 def test_the_guard_runs_the_smaller_network(measured: Measurement) -> None:
     model, data, problem = network(), images(), formulate(measured, {"bytes": 1.0})
-    seen = kept_loss(model, measured, data)
+    seen = KeptLoss(model, measured, data)
     for choice in ([2, 4, 1, 0, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]):
         smaller = qcompress.apply(model, measured, judge(problem, np.array(choice)))
         found = seen(Proposal(name="", choice=np.array(choice)))
