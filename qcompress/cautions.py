@@ -103,6 +103,17 @@ def of_prediction(loss: str, predicted: float, seen: float, helps: str) -> Itera
         )
 
 
+def of_probabilities(loss: str, *, given: bool) -> Iterator[str]:
+    """Warn if the original's outputs are probabilities (``given``), of which the loss takes a softmax again."""
+    if given:
+        yield (
+            f"the model's outputs are probabilities, and the loss {loss!r} takes a softmax of them again: all its "
+            "numbers are those of much flatter distributions, and far too low. Give their logarithms, "
+            "forward=lambda model, batch: model(batch).clamp(min=1e-30).log() (--forward), or let the model end before "
+            "its softmax"
+        )
+
+
 def of_selections(measurement: Measurement, helps: str) -> Iterator[str]:
     """Warn if the network selects by computed numbers, and its costs describe small changes only."""
     if (selecting := measurement.selecting) and measurement.method != "direct":

@@ -133,3 +133,19 @@ def test_the_guide_says_of_which_differences_there_is_no_warning() -> None:
     guide = (Path(__file__).parents[1] / "docs" / "guides" / "measuring.md").read_text()
     for nats in (LEAST_NATS, LEAST_NATS_FAR):
         assert f"up to {nats:.0e} nats".replace("e-0", "e-") in " ".join(guide.split())
+
+
+@pytest.mark.parametrize(
+    ("last", "given", "told"),
+    [
+        (nn.Softmax(-1), {}, True),
+        (nn.LogSoftmax(-1), {}, False),
+        (nn.Identity(), {}, False),
+        (nn.Softmax(-1), {"loss": "mse"}, False),
+        (nn.Softmax(-1), {"forward": lambda model, batch: model(batch).clamp(min=1e-30).log()}, False),
+    ],
+)
+def test_outputs_that_are_probabilities_already_are_told(last: nn.Module, given: dict[str, Any], told: bool) -> None:
+    model = nn.Sequential(network(), last)
+    report = compress(model, data(), budget={"bytes": 0.5}, options=BITS, time_limit=1, **given).report
+    assert told == any("the model's outputs are probabilities" in warning for warning in report.warnings)

@@ -199,6 +199,33 @@ def test_a_metric_is_tried_on_the_original_before_measuring(evaluate: Any, match
     refused(QcompressError, match, evaluate=evaluate)
 
 
+def training(model: nn.Module) -> float:
+    with torch.no_grad():
+        next(model.parameters()).mul_(2.0)
+    return 0.5
+
+
+def test_a_metric_that_changes_weights_is_named_at_once() -> None:
+    refused(OptionsError, r"^evaluate\(model\) changed 0.weight of the original", evaluate=training)
+
+
+def test_running_statistics_that_a_metric_changes_are_put_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def accuracy(network: nn.Module) -> float:
+        network.train()
+        return float(network(inputs()[0]).argmax(1).eq(0).float().mean())
+
+    given = {"budget": {"bytes": 0.7}, "options": BITS, "solver": "greedy"}
+    result, plain = (compress(model, inputs(), **given, evaluate=own) for own in (accuracy, None))
+    assert not result.model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, result.model.state_dict()[name])
+
+
 def test_a_metric_is_taken_once_of_the_original_and_once_of_the_result(tmp_path: Path) -> None:
     seen: list[nn.Module] = []
 

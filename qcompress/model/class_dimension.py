@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
+from qcompress.model.losses import NORMALISED
 
-NORMALISED = 1e-4  # larger than the rounding error of sums of float32 probabilities
 DIMS = 1, 2
 
 

@@ -319,28 +319,31 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without parameter gradients inside; every flag is restored afterwards.
+    """Evaluation mode without parameter gradients inside; every flag and gradient is restored afterwards.
 
     Compiled code runs uncompiled, so that every layer is called. Accelerators compute float32 operations in full
     float32: losses are small differences of outputs, for which TensorFloat-32 is too coarse. See also
     `recurrent_gradients`.
     """
     training = [(module, module.training) for module in model.modules()]
-    needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    needed = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     try:
         model.eval()
     except NotImplementedError as error:
         raise ModelError(f"the model has no evaluation mode ({error}): give the module it was exported from") from error
-    for parameter, _ in needed:
+    for parameter, _, _ in needed:
         parameter.requires_grad_(False)
+        parameter.grad = None  # a backward pass would add to it
     try:
         with _not_compiled(), _full_precision(), recurrent_gradients(model):
             yield
     finally:
         for module, flag in training:
             module.training = flag
-        for parameter, flag in needed:
+        for parameter, flag, gradient in needed:
             parameter.requires_grad_(flag)
+            if gradient is not None:
+                parameter.grad = gradient
 
 
 @contextlib.contextmanager

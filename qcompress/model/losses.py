@@ -35,6 +35,9 @@ MAX_PLAIN_DIMS = 3
 SOFTENED = 4.0
 """Temperature of softened outputs."""
 
+NORMALISED = 1e-4
+"""How far sums of probabilities may be from 1: more than rounding in float32 makes of them."""
+
 KL_DIM = re.compile(r"kl:(-?[0-9]+)")
 
 INSTEAD = (
@@ -55,6 +58,10 @@ class Loss(ABC):
 
     def ignores_shifts(self, output: Tensor) -> bool:  # noqa: ARG002
         """Whether adding the same number to all outputs of a sample changes nothing, for such outputs."""
+        return False
+
+    def takes_probabilities(self, output: Tensor) -> bool:  # noqa: ARG002
+        """Whether such outputs are probabilities, and the loss turns outputs into probabilities itself."""
         return False
 
     def doubt(self, output: Tensor, batch: Any) -> float | None:  # noqa: ARG002
@@ -136,6 +143,11 @@ class KullbackLeibler(Loss):
     def softened(self) -> "KullbackLeibler":
         """The same loss at the temperature `SOFTENED`."""
         return KullbackLeibler(self._given, temperature=SOFTENED)
+
+    def takes_probabilities(self, output: Tensor) -> bool:
+        """Whether no output is negative, and those of the classes sum to 1."""
+        sums = self._classes_last(output).sum(-1)
+        return bool((output >= 0).all() and ((sums - 1).abs() < NORMALISED).all())
 
     def doubt(self, output: Tensor, batch: Any) -> float:  # noqa: ARG002
         """Sum of one minus the largest probability, over all positions."""

@@ -135,6 +135,10 @@ class OverRealPositions(Loss):
         """Same as of the loss."""
         return self._loss.ignores_shifts(output)
 
+    def takes_probabilities(self, output: Tensor) -> bool:
+        """Same as of the loss."""
+        return self._loss.takes_probabilities(output)
+
     def require(self, output: Tensor, batch: Any) -> None:
         """Check the same as the loss."""
         self._loss.require(output, batch)

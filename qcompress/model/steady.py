@@ -52,21 +52,15 @@ class Steady:
         Raises:
             ModelError: a parameter changed, other than that of an Embedding with ``max_norm``.
         """
-        versions = {
-            name: parameter._version for name, parameter in model.named_parameters() if not parameter.is_inference()
-        }
-        limited = {f"{path}.weight".lstrip(".") for path, _ in _limited(model)}
+        versions = versions_of(model)
         try:
             with kept_state(model, self.moved), _seeded(self._seed):
                 output = self._forward(model, batch)
                 return output.clone() if isinstance(output, Tensor) else output
         finally:
-            changed = [
-                name
-                for name, parameter in model.named_parameters()
-                if name not in limited and versions.get(name, parameter._version) != parameter._version
-            ]
-            if changed:
+            if changed := [
+                name for name, version in versions_of(model).items() if versions.get(name, version) != version
+            ]:
                 raise _changing(changed)
 
     def reseeded(self) -> "Steady":
@@ -99,6 +93,16 @@ class Steady:
                 f"{difference:.2g} of the largest output), with the same seeds of torch, numpy and random, buffers and "
                 "attributes: it keeps state elsewhere or uses another random generator; pass a forward that resets it"
             )
+
+
+def versions_of(model: nn.Module) -> dict[str, int]:
+    """Name → number of changes in place of every parameter, other than that of an Embedding with ``max_norm``."""
+    limited = {f"{path}.weight".lstrip(".") for path, _ in _limited(model)}
+    return {
+        name: parameter._version
+        for name, parameter in model.named_parameters()
+        if name not in limited and not parameter.is_inference()
+    }
 
 
 @contextlib.contextmanager

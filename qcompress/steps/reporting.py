@@ -234,6 +234,16 @@ def _doubt(request: Request, kept: list[Any]) -> float | None:
     return total
 
 
+def _probabilities(request: Request) -> bool:
+    """Whether the loss takes the original's outputs for the first batch, which are probabilities, for logits."""
+    calibration = request.calibration
+    if opened_of(calibration.goal) is not None:
+        return False
+    with forwards.evaluating(calibration.goal), torch.no_grad():
+        output = forwards.run(calibration.goal, calibration.first_batch(), steady(calibration.forward))
+    return as_loss(calibration.loss).takes_probabilities(output)
+
+
 def _name_of(evaluate: Any) -> str:
     """Return the name of a function, also if some of its arguments are given already; ``"metric"`` if it has none."""
     name = getattr(evaluate.func if isinstance(evaluate, partial) else evaluate, "__name__", "")
@@ -278,6 +288,7 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
         assert predicted is not None  # noqa: S101
         yield from cautions.of_prediction(measurement.loss, predicted, loss_validation, helps)
         yield from cautions.of_certainty(checked.doubt)
+    yield from cautions.of_probabilities(measurement.loss, given=_probabilities(request))
     yield from cautions.of_selections(measurement, helps)
     yield from cautions.of_split(request.split, given=request.measurement is not None)
     yield from cautions.of_inputs(measurement, solution, outcome.fitted)

@@ -5,6 +5,7 @@ Measuring a large model takes hours. What can be known before that is found out 
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,8 @@ from qcompress.measuring.channels import CODES, offers_channels
 from qcompress.measuring.removals import on_offer
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
-from qcompress.model.steady import steady
+from qcompress.model.opened import opened_of
+from qcompress.model.steady import kept_state, steady, versions_of
 from qcompress.run_folder import RunFolder
 from qcompress.scalars import as_number
 from qcompress.steps.opened import first_of
@@ -111,10 +113,17 @@ def with_metric_before(request: Request, run: RunFolder) -> Request:
 def metric_of(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:
     """Return the result of the caller's ``evaluate`` for the model ``name`` in evaluation mode; it keeps its own.
 
+    Buffers that it changes, such as running statistics, are put back.
+
     Raises:
-        OptionsError: it fails, or its result is not a finite number.
+        OptionsError: it fails, its result is not a finite number, or it changes a parameter.
     """
     failing = forwards.failing_as(OptionsError, f"evaluate(model) failed on {name}")
-    with forwards.evaluating(model), torch.random.fork_rng(devices=()), failing:
+    versions, kept = versions_of(model), nullcontext() if opened_of(model) is not None else kept_state(model)
+    with forwards.evaluating(model), torch.random.fork_rng(devices=()), kept, failing:
         value = evaluate(model)
+    if changed := [path for path, version in versions_of(model).items() if versions.get(path, version) != version]:
+        raise OptionsError(
+            f"evaluate(model) changed {', '.join(changed[:3])} of {name}: let it change a copy, copy.deepcopy(model)"
+        )
     return as_number(value, f"what evaluate(model) returns for {name}", above=-math.inf, wanted="a finite number")

@@ -209,8 +209,8 @@ def _slopes(run: Callable[[], Tensor], moves: _Moves, probes: _Probes) -> tuple[
         gradient, weight.grad = weight.grad, None
         if gradient is None:
             return
-        returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
+        returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
         slopes[index, number] = moves.slope(index, gradient)
 
     try:

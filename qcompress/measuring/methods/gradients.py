@@ -108,8 +108,9 @@ class Gradients:
             gradient, weight.grad = weight.grad, None
             if gradient is None:
                 return
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
             self._returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
-            rows = site.to_rows(gradient.to_dense() if gradient.is_sparse else gradient).float()
+            rows = site.to_rows(gradient).float()
             touched = torch.linalg.vector_norm(rows, ord=1, dim=1) != 0  # a sum of squares could underflow
             count = int(touched.sum())
             if not count:

@@ -227,3 +227,27 @@ def test_a_loss_that_reads_its_whole_batch_is_that_of_whole_batches():
         ).cost
 
     np.testing.assert_array_equal(cost({}), cost({"of another length, so that it is not split": torch.ones(3)}))
+
+
+def words(*, sparse: bool) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Embedding(20, 8, sparse=sparse), torch.nn.Flatten(), torch.nn.Linear(40, 4))
+
+
+def test_sparse_gradients_are_those_of_a_dense_embedding():
+    data = [torch.randint(20, (8, 5), generator=torch.Generator().manual_seed(index)) for index in range(3)]
+    costs = [qcompress.measure(words(sparse=sparse), data, OPTIONS, method="sampled").cost for sparse in (True, False)]
+    np.testing.assert_allclose(*costs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fisher", "direct", "sampled"])
+def test_gradients_of_the_caller_are_neither_counted_nor_lost(method):
+    data = [torch.randint(20, (8, 5), generator=torch.Generator().manual_seed(0))]
+    model = words(sparse=False)
+    expected = qcompress.measure(model, data, OPTIONS, method=method).cost
+    model(data[0]).square().sum().backward()
+    before = [weight.grad for weight in model.parameters()]
+    copies = [gradient.clone() for gradient in before]
+    np.testing.assert_array_equal(qcompress.measure(model, data, OPTIONS, method=method).cost, expected)
+    assert all(weight.grad is gradient for weight, gradient in zip(model.parameters(), before, strict=True))
+    assert all(map(torch.equal, before, copies))
