@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulations.errors import FileFormatError, FormulationError
-from formulations.files import AnyPath, read_json, replacing, write_json
+from formulations.files import AnyPath, as_path, read_json, replacing, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class FileKind:
             FileNotFoundError: the file does not exist.
             FileFormatError: the file is truncated, of another kind or version, or contains a pickle.
         """
-        with Path(path).open("rb") as file:
+        with as_path(path).open("rb") as file:
             try:
                 header, arrays = _read_archive(file)
             except MemoryError:

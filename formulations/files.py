@@ -27,6 +27,17 @@ _YOUNG_S = 60  # for so many seconds a draft is left alone, as it may not have i
 _MOST_LINKS = 40  # maximum length of a chain of symbolic links, as in Linux
 
 
+def as_path(path: AnyPath) -> Path:
+    """Return a path as such.
+
+    Raises:
+        FileFormatError: it is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise FileFormatError(f"a file is named by its path (text or pathlib.Path), found {path!r}")
+    return Path(path)
+
+
 @contextlib.contextmanager
 def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
     """Open a new file that replaces ``path`` only if the block ends without an error.
@@ -47,7 +58,7 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
     >>> (folder / "note.txt").read_text()
     'whole'
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(as_path(path)))
     _require_end_of_link(path)
     try:
         with _written_into(path) if _is_special(path) else _replaced(target) as file:
@@ -242,7 +253,7 @@ def read_json(path: AnyPath, kind: str) -> dict[str, Any]:
         FileFormatError: the file does not hold a JSON object.
     """
     try:
-        value = json.loads(Path(path).read_bytes())
+        value = json.loads(as_path(path).read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise FileFormatError(f"{path} is not a {kind} file: no readable JSON in it ({error})") from error
     if not isinstance(value, dict):

@@ -151,6 +151,8 @@ def split_loss(
     ({'bytes': '100%'}, 0.02)
     """
     _require_mapping(budget)
+    if minimize is not None and not isinstance(minimize, str):
+        raise OptionsError(f"minimize must be the name of a resource, such as 'bytes', found {minimize!r}")
     others = {name: asked for name, asked in budget.items() if name != LOSS}
     if minimize is None:
         if LOSS in budget:

@@ -21,6 +21,7 @@ from torch import nn
 from formulations import Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
+from qcompress.compressed.apply import as_choice
 from qcompress.errors import OptionsError, ResultNotFiniteError
 from qcompress.formulation import formulate
 from qcompress.identity import identify
@@ -164,7 +165,7 @@ def refine(
     (True, True)
     """
     require_in_memory(model, "refine", "load its folder with transformers' from_pretrained")
-    rounds, start = as_whole(rounds, "rounds", least=1), np.asarray(choice, dtype=np.int64)
+    rounds, start = as_whole(rounds, "rounds", least=1), as_choice(choice)
     file, key = as_cache_file(cache), ""
     solver, measured = as_solver(solver), loss_of(measurement, loss)
     require_weights_alone(measurement)

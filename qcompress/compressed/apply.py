@@ -4,11 +4,13 @@ Every part is encoded and decoded again, so the model holds exactly the weights 
 the stored arrays is attached to the model (`qcompress.compressed.record`) for `save_compressed`.
 """
 
+import contextlib
+import math
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from qcompress.compressed.channels import remove_chosen_
@@ -110,11 +112,46 @@ def chosen_transforms(model: nn.Module, measurement: Measurement, solution: Solu
             "nothing to apply; allow the solver more time or raise a budget"
         )
     choice = choice_of(measurement, solution.choice)
+    _require_same_bytes(measurement, choice, solution)
     require_measured(model, measurement.model_fingerprint)
     chosen = [options[option] for options, option in zip(measurement.transforms, choice, strict=True)]
     for part in solution.details.get(NEAREST, ()):
         chosen[part] = chosen[part].nearest
     return chosen
+
+
+def _require_same_bytes(measurement: Measurement, choice: list[int], solution: Solution) -> None:
+    """Check that a choice takes the bytes that its solution says.
+
+    Raises:
+        ModelError: it does not, so that it was made from another measurement.
+    """
+    stated = solution.usage.get("bytes")
+    if stated is None or measurement.sets:  # uses of channels are no sums
+        return
+    firsts = np.cumsum([0, *map(len, measurement.transforms)])[:-1]
+    parts = float(measurement.resources["bytes"][firsts + choice].sum())
+    whole = parts + measurement.fixed["bytes"]
+    if not any(math.isclose(stated, expected, rel_tol=1e-9, abs_tol=0.5) for expected in (whole, parts)):
+        raise ModelError(
+            f"the solution was made from another measurement: it takes {stated:,.0f} bytes, and its choice from this "
+            f"measurement would take {whole:,.0f}"
+        )
+
+
+def as_choice(choice: ArrayLike) -> NDArray[np.int64]:
+    """``(G,)`` option numbers.
+
+    Raises:
+        ModelError: these are none.
+    """
+    with contextlib.suppress(TypeError, ValueError):
+        array = np.asarray(choice)
+        if array.ndim == 1 and array.dtype.kind in "iuf" and (array == (whole := array.astype(np.int64))).all():
+            return whole
+    raise ModelError(
+        f"a choice is a list with the number of an option for every part, such as solution.choice; found {choice!r}"
+    )
 
 
 def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:
@@ -123,7 +160,8 @@ def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:
     Raises:
         ModelError: the choice belongs to another problem.
     """
-    chosen, num_parts = [int(option) for option in np.asarray(choice)], len(measurement.parts)
+    chosen: list[int] = as_choice(choice).tolist()
+    num_parts = len(measurement.parts)
     if len(chosen) not in (num_parts, num_parts + 1):  # earlier versions had one more group, for fixed use
         raise ModelError(
             f"the solution chooses for {len(chosen)} groups, the measurement has {num_parts} parts: "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from formulations import FileFormatError
 from formulations.file_kinds import FileKind
-from formulations.files import AnyPath
+from formulations.files import AnyPath, as_path
 from qcompress.compressed.index import Contents, Described, dtype_name, pack_index, unpack_index
 from qcompress.compressed.record import CompressedPart
 from qcompress.errors import ArtefactError
@@ -113,7 +113,7 @@ def require_tensors(model: nn.Module) -> None:
 
 
 def _read(path: AnyPath) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if Path(path).is_dir():
+    if as_path(path).is_dir():
         raise ArtefactError(
             f"{path} is a folder, but a compressed model is one file, such as model.safetensors in the folder of a run"
         )

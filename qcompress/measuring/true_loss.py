@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from qcompress.compressed.emulation import Emulation
-from qcompress.errors import DataError, NotFiniteError, ResultNotFiniteError
+from qcompress.errors import DataError, ModelError, NotFiniteError, ResultNotFiniteError
 from qcompress.measurement import Measurement
 from qcompress.measuring.streamed.sweep import swept_outputs
 from qcompress.model import forward as forwards
-from qcompress.model.losses import Loss, LossFunction, as_loss
+from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
 from qcompress.model.opened import opened_of
 from qcompress.model.padding import padding_named
 from qcompress.model.steady import steady
@@ -35,6 +35,7 @@ def mean_loss(
 
     Raises:
         DataError: there is no sample, or the original does not accept a batch.
+        ModelError: one of the models is none, or the loss cannot compare their outputs.
     """
     return float(sample_losses(original, changed, data, loss=loss, forward=forward).mean())
 
@@ -49,9 +50,17 @@ def sample_losses(
 ) -> NDArray[np.float64]:
     """``(samples,)`` true loss increases, whose mean is `mean_loss`; arguments and errors are the same."""
     run, measured = steady(forward), as_loss(loss)
+    forwards.require_iterable(data, "data")
     forwards.require_samples_in(data, "data")
+    rises = []
     with paired_outputs(original, changed, data, run) as outputs:
-        rises = [measured.rise(after, before, batch) for batch, before, after in outputs]
+        for batch, before, after in outputs:
+            if before.shape != after.shape and not isinstance(measured, CallableLoss):
+                raise ModelError(
+                    f"loss {measured.name!r} compares outputs of one shape, found {tuple(before.shape)} of the "
+                    f"original and {tuple(after.shape)} of the other model"
+                )
+            rises.append(measured.rise(after, before, batch))
     if not any(map(len, rises)):
         raise DataError(
             "the data holds no sample to compute the loss on: it is empty, or an iterator that is already exhausted"
@@ -78,6 +87,8 @@ def paired_outputs(
 
     Opened models are run once, block by block, and only one sample's outputs are in memory.
     """
+    for name, model in (("original", original), ("changed", changed)):
+        forwards.require_module(model, name)
     if opened_of(original) is not None and opened_of(changed) is not None:
         with (
             padding_named(data),

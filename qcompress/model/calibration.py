@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from qcompress.errors import ModelError, OptionsError, found
+from qcompress.errors import ModelError, OptionsError
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.model import forward as forwards
 from qcompress.model.decoder_inputs import require_decoder_mask
@@ -88,8 +88,6 @@ def require_usable(model: nn.Module) -> None:
         ModelError: it is not a module; it is scripted, exported, packed, made in inference mode, or lazy and has not
             run yet; or it is on the meta device and was not opened by `qcompress.open_model`.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model must be a torch.nn.Module, found {found(model, nn.Module)}")
     require_changeable(model)
     for path, module in model.named_modules():
         name = repr(path) if path else "the model"
@@ -113,8 +111,9 @@ def require_changeable(model: nn.Module) -> None:
     """Check that the weights of a model can be changed and take part in a backward pass.
 
     Raises:
-        ModelError: one was made in inference mode; the message names it.
+        ModelError: one was made in inference mode; the message names it. Or it is no module.
     """
+    forwards.require_module(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not is_lazy(tensor) and tensor.is_inference():
             raise ModelError(

@@ -53,6 +53,7 @@ def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
 @contextlib.contextmanager
 def composed(model: nn.Module) -> Iterator[None]:
     """Do the same as `compose_`, inside a ``with`` block."""
+    forwards.require_module(model)
     expanded = [(tensor, tensor.data) for tensor in _expanded(model)]
     with put_back(module for module in model.modules() if _computed(module)):
         try:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompress.errors import DataError, ModelError, NotFiniteError, QcompressError
+from qcompress.errors import DataError, ModelError, NotFiniteError, QcompressError, found
 from qcompress.model import plain_state
 from qcompress.model.batches import Passes, own, require_samples
 from qcompress.model.decoder_inputs import require_decoder_mask
@@ -33,18 +33,37 @@ def checked_data(data: Any, name: str = "data") -> Iterable[Any]:
     """
     if isinstance(data, Passes):
         return data
-    if isinstance(data, Tensor):
-        raise DataError(
-            f"{name} must be an iterable of batches, found one tensor of shape {tuple(data.shape)}; pass [tensor]"
-        )
-    if not isinstance(data, Iterable):
-        raise DataError(f"{name} must be an iterable of batches (a list, a DataLoader), found {type(data).__name__}")
+    require_iterable(data, name)
     if isinstance(data, Iterator) or (not isinstance(data, Sized) and iter(data) is iter(data)):
         raise DataError(
             f"{name} is read more than once, but a generator lasts for one pass: pass a list or a DataLoader"
         )
     require_samples_in(data, name)
     return data if isinstance(data, Sequence) else Passes(data, name)
+
+
+def require_iterable(data: Any, name: str) -> None:
+    """Check that data may be batches.
+
+    Raises:
+        DataError: it is a single tensor, or not iterable.
+    """
+    if isinstance(data, Tensor):
+        raise DataError(
+            f"{name} must be an iterable of batches, found one tensor of shape {tuple(data.shape)}; pass [tensor]"
+        )
+    if not isinstance(data, Iterable):
+        raise DataError(f"{name} must be an iterable of batches (a list, a DataLoader), found {type(data).__name__}")
+
+
+def require_module(model: object, name: str = "model") -> None:
+    """Check that what is called ``name`` is a module.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} must be a torch.nn.Module, found {found(model, nn.Module)}")
 
 
 def read_data(data: Any, name: str) -> Iterable[Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from formulations.files import AnyPath
 from qcompress.errors import ModelError, found
 from qcompress.identity import Identity, identify_read
+from qcompress.model import forward as forwards
 from qcompress.model.blocks import Blocks, blocks_of
 from qcompress.model.building import parameters_on_meta
 from qcompress.model.hugging_face import built, require_original, stored_weights
@@ -237,8 +238,9 @@ def require_in_memory(model: nn.Module, name: str, instead: str) -> None:
         instead: what to do.
 
     Raises:
-        ModelError: it is one.
+        ModelError: it is one, or no module.
     """
+    forwards.require_module(model)
     if opened_of(model) is not None:
         raise ModelError(f"{name} needs a model in memory, and this one is read block by block: {instead}")
 

@@ -137,6 +137,8 @@ def finetune(
             "the weights of this model are packed, so that they cannot be trained: fine-tune it before pack_(), or "
             "load its file without packed=True"
         )
+    if teacher is not None:
+        forwards.require_module(teacher, "teacher")
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     if teacher is None and not isinstance(calibration.loss, CallableLoss):
         raise OptionsError(
