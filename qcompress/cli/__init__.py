@@ -3,12 +3,14 @@
     MODEL DATA ──measure──▶ measurement.npz ──formulate──▶ problem.npz ──solve──▶ solution.json ──apply──▶ model file
 
 Results go to stdout, progress and errors to stderr; with ``--json``, stdout contains nothing but JSON. If a file is to
-be written to ``/dev/stdout``, stdout contains nothing but this file, and results go to stderr too. An error is one
+be written to ``/dev/stdout``, stdout contains nothing but this file, and results go to stderr too. What modules of the
+caller print then goes to stderr as well. An error is one
 line with exit code 2 (invalid command line) or 1 (anything else); ``--debug`` shows the traceback. Above the error of
 impossible budgets stands the reason, which ``--json`` prints on stdout under ``infeasibility``. Ctrl-C ends with exit
 code 130. The commands contain no logic: each calls one function of the library, imported only when it runs.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -37,7 +39,7 @@ from qcompress.cli import (
     sweep,
     verify,
 )
-from qcompress.cli.console import INTERRUPTED, complain, leaving_stdout_to_files
+from qcompress.cli.console import INTERRUPTED, MISUSED, complain, leaving_stdout_alone
 
 EPILOG = "Errors are one line; add --debug for the traceback. Every command has its own --help."
 
@@ -83,8 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if any(re.fullmatch(r"|--?[\w-]+=", word) for word in words):  # an empty path would be the current folder
+        return complain("an argument or the value of an option is empty: leave it out, or give one.", MISUSED)
     try:
-        with leaving_stdout_to_files(words):
+        with leaving_stdout_alone(words):
             result = app(words or ["--help"], prog_name="qcompress", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED

@@ -29,14 +29,22 @@ STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 @contextlib.contextmanager
-def leaving_stdout_to_files(words: Iterable[str]) -> Iterator[None]:
-    """Print results on stderr if one of the command line's words names stdout as a file: text would corrupt that."""
-    before = out.stderr
-    out.stderr = any(word.endswith(STDOUT) for word in words)
-    try:
+def leaving_stdout_alone(words: Sequence[str]) -> Iterator[None]:
+    """Keep out of stdout what would corrupt it, according to the command line's words.
+
+    If one names stdout as a file, results are printed on stderr. With that, or ``--json``, so is all that the caller's
+    own modules print.
+    """
+    to_file = any(word.endswith(STDOUT) for word in words)
+    if not to_file and ("--json" not in words or "--help" in words):
         yield
+        return
+    out.file = sys.stderr if to_file else sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
-        out.stderr = before
+        out.file = None  # type: ignore[assignment]  # whatever stdout is then
 
 
 def say(text: str) -> None:

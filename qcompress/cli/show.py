@@ -64,7 +64,7 @@ def show(
 def _show_folder(folder: Path) -> None:
     """Show the result in a folder of `compress` or `compare`, or how far the run is."""
     if (summary := folder / "summary.md").exists():
-        out.print(Markdown(summary.read_text()))
+        out.print(Markdown(summary.read_text(encoding="utf-8")))
     elif result := next((folder / name for name in SHOWN if (folder / name).exists()), None):
         _show_value(result, None)
     elif (folder / JOURNAL).exists():

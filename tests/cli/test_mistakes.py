@@ -10,6 +10,9 @@ USAGE, FAILURE = 2, 1
 
 
 MISTAKES = [
+    (["show", ""], USAGE, "an argument or the value of an option is empty"),
+    ([*COMPRESS, "--output", ""], USAGE, "an argument or the value of an option is empty"),
+    ([*COMPRESS, "--output="], USAGE, "an argument or the value of an option is empty"),
     (["sovle"], USAGE, "sovle"),
     (["solve"], USAGE, "Missing argument 'PROBLEM'"),
     (["solve", "problem.npz", "--sovler", "x"], USAGE, "--sovler"),

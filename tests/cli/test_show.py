@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 from formulations.generators.random_instances import layered_problem
 from qcompress.cli import main
@@ -33,6 +34,19 @@ def test_show_reads_reports_cut_runs_and_folders_of_comparisons(folder, problem_
     (folder / "else").mkdir()
     assert main(["show", "else"]) == 1
     assert "else is not a folder written by 'compress' or 'compare'; it contains nothing" in capsys.readouterr().err
+
+
+def test_a_summary_is_read_as_it_was_written_whatever_the_locale(folder, monkeypatch, capsys):
+    ran([*COMPRESS, "--output", "run"])
+    told = capsys.readouterr().out
+    monkeypatch.setattr(Path, "read_text", reading_as_latin_1)
+    ran(["show", "run"])
+    assert capsys.readouterr().out == told
+
+
+def reading_as_latin_1(path, encoding=None, errors=None):
+    """What `Path.read_text` does where the locale's encoding is not UTF-8."""
+    return path.read_bytes().decode(encoding or "latin-1", errors or "strict")
 
 
 def test_a_solution_is_not_shown_with_another_problem(problem_file, capsys):

@@ -187,3 +187,36 @@ def test_an_interrupt_inside_compiled_code_is_an_interrupt(
     status, out, err = run("pipe", ["solve", "problem.npz", "--solver", "brute-force"])
     assert (status, out) == (130, "")
     assert "interrupted" in err
+
+
+NOISY = """
+import zoo_for_cli
+
+print("imported")
+
+
+def network():
+    print("made")
+    return zoo_for_cli.network()
+
+
+def batches():
+    print("read")
+    return zoo_for_cli.batches()
+
+
+def forward(model, batch):
+    print("run")
+    return model(batch)
+"""
+
+
+def test_what_the_callers_modules_print_is_kept_out_of_json_and_of_files(
+    folder: Path, run: Callable[[str, list[str]], tuple[int, str, str]]
+) -> None:
+    (folder / "noisy_zoo.py").write_text(NOISY)
+    command = ["measure", "noisy_zoo:network", "noisy_zoo:batches", "--forward", "noisy_zoo:forward", "--bits", "4"]
+    code, out, err = run("pipe", [*command, "--json"])
+    assert code == 0
+    assert "file" in json.loads(out)
+    assert all(word in err.splitlines() for word in ("made", "read", "run"))
