@@ -7,7 +7,6 @@ arguments. Anything else needs a ``forward(model, batch) -> tensor`` from the ca
 import contextlib
 import inspect
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -18,6 +17,7 @@ from qcompress.errors import DataError, ModelError, NotFiniteError, QcompressErr
 from qcompress.model import plain_state
 from qcompress.model.batches import Passes, own, require_samples
 from qcompress.model.decoder_inputs import require_decoder_mask
+from qcompress.model.modes import full_precision, not_compiled
 
 RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and differences are finite
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -354,7 +354,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         parameter.requires_grad_(False)
         parameter.grad = None  # a backward pass would add to it
     try:
-        with _not_compiled(), _full_precision(), recurrent_gradients(model):
+        with not_compiled(), full_precision(), recurrent_gradients(model):
             yield
     finally:
         for module, flag in training:
@@ -386,29 +386,3 @@ def layer_by_layer() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """Disable TensorFloat-32 in products and convolutions."""
-    if hasattr(torch.backends.cudnn, "conv"):  # since PyTorch 2.9
-        places = [(torch.backends.cuda.matmul, "fp32_precision"), (torch.backends.cudnn.conv, "fp32_precision")]
-        exact: str | bool = "ieee"
-    else:
-        places, exact = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")], False
-    before = [getattr(place, name) for place, name in places]
-    for place, name in places:
-        setattr(place, name, exact)
-    try:
-        yield
-    finally:
-        for (place, name), value in zip(places, before, strict=True):
-            setattr(place, name, value)
-
-
-def _not_compiled() -> contextlib.AbstractContextManager[Any]:
-    """Run compiled functions and modules uncompiled."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled; avoid importing the compiler
-        return contextlib.nullcontext()
-    eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return eager

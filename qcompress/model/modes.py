@@ -1,15 +1,16 @@
-"""PyTorch's modes around a call: autocast and inference mode, and the seed of its generator.
+"""PyTorch's modes around a call: autocast, inference mode, precision, compiled code, and the seed of its generator.
 
-The modes change arithmetic that is not the model's. Under autocast, matrix products that fit codes and sum up costs
+The first two change arithmetic that is not the model's. Under autocast, matrix products that fit codes and sum up costs
 would be rounded to half precision, and decompositions fail; tensors made in inference mode can never take part in a
 backward pass or be changed in place later. So functions that measure or make weights run outside of them.
 """
 
 import functools
+import sys
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -80,3 +81,29 @@ def seeded(function: Callable[Given, Found]) -> Callable[Given, Found]:
 def _devices() -> set[str]:
     accelerator = torch.accelerator.current_accelerator()
     return {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Disable TensorFloat-32 in products and convolutions."""
+    if hasattr(torch.backends.cudnn, "conv"):  # since PyTorch 2.9
+        places = [(torch.backends.cuda.matmul, "fp32_precision"), (torch.backends.cudnn.conv, "fp32_precision")]
+        exact: str | bool = "ieee"
+    else:
+        places, exact = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")], False
+    before = [getattr(place, name) for place, name in places]
+    for place, name in places:
+        setattr(place, name, exact)
+    try:
+        yield
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)
+
+
+def not_compiled() -> AbstractContextManager[Any]:
+    """Run compiled functions and modules uncompiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled; avoid importing the compiler
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
