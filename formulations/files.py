@@ -5,12 +5,10 @@ import errno
 import io
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,9 +18,6 @@ import numpy as np
 from formulations.errors import FileFormatError
 
 AnyPath = str | os.PathLike[str]
-
-_DRAFT = re.compile(r"(.+)\.[0-9a-f]{12}(?:\.\w+)?\.part")
-_YOUNG_S = 60  # for so many seconds a draft is left alone, as it may not have its lock yet
 
 _MOST_LINKS = 40  # maximum length of a chain of symbolic links, as in Linux
 
@@ -44,8 +39,7 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
 
     Every file of the project is written through this function or `drafting`. If ``path`` is a symbolic link, the link
     stays and its target is replaced. An existing file keeps its mode. Special files (a pipe, a device, anything below
-    ``/proc``) are not replaced: the content is written into them when it is complete. What killed processes left of
-    earlier writes to ``path`` is removed, where the file system has locks that tell it from what is being written.
+    ``/proc``) are not replaced: the content is written into them when it is complete.
 
     Raises:
         OSError: the file cannot be written (a full disk, a read-only file or folder, a missing folder). The error
@@ -108,11 +102,7 @@ def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
     try:
         if not special and target.is_file() and not os.access(target, os.W_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
-        prefix = f".{target.name[:40]}.{secrets.token_hex(6)}."
-        with (
-            tempfile.TemporaryDirectory(dir=beside, prefix=prefix, suffix=".part") as folder,
-            _held(Path(folder)),
-        ):
+        with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name[:40]}.", suffix=".part") as folder:
             draft = Path(folder) / target.name  # in a separate folder on the same disk, so that moving is atomic
             yield draft
             if special:
@@ -185,44 +175,16 @@ def _replaced(target: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(target)) from error
     try:
-        with _held(unfinished):
-            with os.fdopen(descriptor, "wb") as file:
-                if target.exists():
-                    unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(target)
+        with os.fdopen(descriptor, "wb") as file:
+            if target.exists():
+                unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(target)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def _held(draft: Path) -> Iterator[None]:
-    """Hold a draft's lock, and remove the drafts for the same path that no living process holds."""
-    kind = _DRAFT.fullmatch(draft.name)
-    with contextlib.ExitStack() as locks:
-        _locked(draft, locks)
-        with contextlib.suppress(OSError):
-            for other in draft.parent.iterdir():
-                same = (found := _DRAFT.fullmatch(other.name)) and kind and found[1] == kind[1]
-                if same and time.time() - other.stat().st_mtime > _YOUNG_S and _locked(other, locks):
-                    shutil.rmtree(other) if other.is_dir() else other.unlink()
-        yield
-
-
-def _locked(draft: Path, locks: contextlib.ExitStack) -> bool:
-    """Whether nobody held a draft's lock, which is now held until ``locks`` end; False where there are no locks."""
-    try:
-        import fcntl
-
-        descriptor = os.open(draft, os.O_RDONLY)
-        locks.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
 
 
 def plain(value: Any) -> Any:

@@ -165,10 +165,8 @@ def split_loss(
     limit = parse(LOSS, budget[LOSS])
     if limit.is_share:
         raise OptionsError(f"the budget for the loss must be {_wanted(LOSS)}, found a share, {limit.value:g}")
-    if isinstance(asked := budget[LOSS], str) and "nats" in asked and not measured.startswith("kl"):
-        raise OptionsError(
-            f"only the loss 'kl' is in nats, and {measured!r} is measured: give a number, {limit.value:g}"
-        )
+    if isinstance(asked := budget[LOSS], str) and "nats" in asked and measured == "mse":
+        raise OptionsError(f"the loss 'mse' is not in nats: give a number, {limit.value:g}")
     return {minimize: "100%", **others}, limit.value
 
 

@@ -31,7 +31,7 @@ def assigned_by(code: types.CodeType) -> set[str]:
     return {
         instruction.argval
         for each in _with_inner(code)
-        for instruction in dis.get_instructions(each)
+        for instruction in _instructions(each)
         if instruction.opname in _ASSIGNING
     }
 
@@ -62,7 +62,7 @@ def imports_of(code: types.CodeType) -> set[tuple[int, str]]:
     """
     found = set()
     for each in _with_inner(code):
-        listed = list(dis.get_instructions(each))
+        listed = _instructions(each)
         for level, instruction in zip(listed, listed[2:], strict=False):
             if instruction.opname == "IMPORT_NAME":
                 found.add((level.argval, instruction.argval))
@@ -82,6 +82,22 @@ def functions_in(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
             yield name, inspect.unwrap(item)
 
 
+def rebound_by(code: types.CodeType) -> set[str]:
+    """Return the names of attributes that code may assign or delete, also by their text, as a plain value changes only
+    so.
+    """
+    found = assigned_by(code)
+    for each in _with_inner(code):
+        if not _BY_TEXT.isdisjoint(each.co_names):
+            found.update(text for text in each.co_consts if isinstance(text, str) and text.isidentifier())
+    return found
+
+
+def _instructions(code: types.CodeType) -> list[dis.Instruction]:
+    """The instructions without those that only lengthen the argument of the next one."""
+    return [instruction for instruction in dis.get_instructions(code) if instruction.opname != "EXTENDED_ARG"]
+
+
 def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
     yield code
     for constant in code.co_consts:
@@ -97,7 +113,7 @@ def _written(code: types.CodeType) -> frozenset[str]:
     loaded: dict[int | None, set[str]] = {}
     last = None  # the attribute that is on top of the stack, or an item of it
     lines: set[int | None] = set()
-    for instruction in dis.get_instructions(code):
+    for instruction in _instructions(code):
         name, line = instruction.opname, instruction.positions.lineno if instruction.positions else None
         if name in _ASSIGNING:
             found.add(instruction.argval)

@@ -313,7 +313,8 @@ class KeptLoss:
                 model = self._true_loss.emulation.model
                 with forwards.evaluating(model), torch.no_grad():
                     runs = ((batch, forwards.run(model, batch, self._forward)) for batch in self._data)
-                    return all(bool(loss.by_sample(output, batch).isfinite().all()) for batch, output in runs)
+                    values = (output if (own := loss.values(output, batch)) is None else own for batch, output in runs)
+                    return all(bool(value.isfinite().all()) for value in values)
         except ModelError:
             return False
 

@@ -111,7 +111,8 @@ class _Digest:
         self._unchecked: dict[str, None] = {}
         self._seen: dict[int, tuple[int, Any]] = {}  # id → order of arrival; holding the value keeps its id valid
         self._held: dict[int, tuple[int, Any]] = {}  # the same for the memory of a model's parameters and buffers
-        self._written: set[str] = set()  # attributes that forward passes write
+        self._assigned: set[str] = set()  # attributes that forward passes assign
+        self._written: set[str] = set()  # those, and what they may change otherwise
 
     def identity(self) -> Identity:
         return Identity(self._sha.hexdigest(), tuple(self._unchecked))
@@ -302,7 +303,9 @@ class _Digest:
         modules = dict(value.named_modules())
         for module in modules.values():
             self._seen.setdefault(id(module), (len(self._seen), module))
-        self._written |= ownership.written_in_passes(modules.values())
+        assigned, written = ownership.written_in_passes(modules.values())
+        self._assigned |= assigned
+        self._written |= written
         for path, module in modules.items():
             self._put("submodule", path)
             self.add(type(module), name)
@@ -318,7 +321,8 @@ class _Digest:
             private = key.startswith("_")
             if key in without or (private and not own) or (private and ownership.is_of_library(key, made)):
                 continue
-            written = key in self._written and not isinstance(item, _FUNCTIONS)
+            names = self._assigned if is_plain(item) else self._written  # a plain value cannot be changed
+            written = key in names and not isinstance(item, _FUNCTIONS)
             if key not in made and (written or isinstance(item, _RANDOM)):
                 self._add_written(item, f"{name}.{key}")
             elif ownership.is_simple(item) or callable(item):

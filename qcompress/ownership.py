@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from qcompress.bytecode import assigned_by, functions_in, names_in, written_by
+from qcompress.bytecode import assigned_by, functions_in, names_in, rebound_by, written_by
 
 _LIBRARY = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib"))
 _BY_NAME = ("qcompress", "solvers", "formulations", "torch", "numpy")
 _OF_LIBRARIES = ("_qcompress", "_hf_", "_is_hf_")
 """How private attributes begin that libraries set in modules of others."""
+_CACHED = type(functools.cache(len))
 _MODULE = frozenset(vars(nn.Module()))
 _OTHERWISE = (nn.Module, Mapping, Sequence, Set)
 """What is looked into in another way than by its attributes."""
@@ -53,7 +54,9 @@ def is_installed(package: str) -> bool:
         found = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         return False
-    return found is not None and (found.origin or "").startswith((*_LIBRARY, "built-in", "frozen"))
+    if found is None or found.origin is None:
+        return False
+    return found.origin in ("built-in", "frozen") or str(Path(found.origin).resolve()).startswith(_LIBRARY)
 
 
 def absolute(level: int, imported: str, function: types.FunctionType) -> str:
@@ -69,8 +72,8 @@ def hooks_of(module: nn.Module) -> list[Any]:
     return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 
-def written_in_passes(modules: Iterable[nn.Module]) -> set[str]:
-    """Return the names of attributes that code of the user may write when the modules run.
+def written_in_passes(modules: Iterable[nn.Module]) -> tuple[set[str], set[str]]:
+    """Return the names of attributes that code of the user may assign, and may change, when the modules run.
 
     Followed are ``forward`` and hooks and, from there, all methods of the modules and of what they hold, and functions,
     by their names.
@@ -78,20 +81,28 @@ def written_in_passes(modules: Iterable[nn.Module]) -> set[str]:
     methods: dict[str, list[types.FunctionType]] = {}
     kinds = {type(item) for module in modules for item in (module, *vars(module).values())}
     for base in {base for kind in kinds for base in kind.__mro__ if not is_library(base)}:
-        for name, function in functions_in(base):
-            methods.setdefault(name, []).append(function)
+        for name, method in functions_in(base):
+            methods.setdefault(name, []).append(method)
     waiting: list[Any] = list(methods.get("forward", ()))
     for module in modules:
         waiting += (*hooks_of(module), vars(module).get("forward"))
     found: set[types.CodeType] = set()
     while waiting:
-        function = inspect.unwrap(getattr(waiting[-1], "__func__", waiting[-1]))
-        del waiting[-1]
-        if isinstance(function, types.FunctionType) and not is_library(function) and function.__code__ not in found:
+        function = _function_of(waiting.pop())
+        if function is not None and not is_library(function) and function.__code__ not in found:
             found.add(function.__code__)
             for name in names_in(function.__code__):
                 waiting += (function.__globals__.get(name), *methods.get(name, ()))
-    return {name for code in found for name in written_by(code)}
+    assigned, written = ({name for code in found for name in names(code)} for names in (rebound_by, written_by))
+    return assigned, assigned | written
+
+
+def _function_of(value: Any) -> types.FunctionType | None:
+    """The function behind a method and its decorators; nothing else is asked for an attribute, as it may answer all."""
+    if type(value) is types.MethodType:
+        value = value.__func__
+    function = inspect.unwrap(value) if type(value) in (types.FunctionType, _CACHED) else None
+    return function if isinstance(function, types.FunctionType) else None
 
 
 @functools.lru_cache(maxsize=256)

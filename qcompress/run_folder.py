@@ -136,6 +136,8 @@ class RunFolder:
         if changed:
             _logger.info("%s: %s is made again, for another %s", self.path, kept.file, ", ".join(changed))
             remove(part)
+        elif earlier["done"]:
+            _logger.info("%s: %s is made again, as it is gone or another step has written it", self.path, kept.file)
         wall_s = earlier["wall_s"] if same else 0.0
         self._steps[step] = {"key": digests, "file": kept.file, "wall_s": wall_s, "done": False}
         self._write()

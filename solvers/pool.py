@@ -88,9 +88,12 @@ def pool(
         if time.perf_counter() > end:
             proven, stopped = False, "time limit"
             break
-        restricted = _away(problem, members, distance)
         try:
+            restricted = _away(problem, members, distance)
             further = run(k - len(members), restricted, _start(restricted, members[0]))
+        except KeyboardInterrupt:  # outside the solver, which handles it by itself
+            stop_reason = StopReason.INTERRUPTED
+            break
         except InfeasibleBudgetError:  # groups with one option make the distance impossible
             stopped = "no other choice differs enough"
             break

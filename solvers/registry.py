@@ -6,6 +6,7 @@ A new back end needs one file and one line here. A separate package adds one in 
     my-solver = "my_package.my_module:MySolver"
 """
 
+import copy
 import dataclasses
 import importlib
 import importlib.metadata
@@ -84,9 +85,10 @@ def configured(solver: Solver, options: dict[str, Any]) -> Solver:
 
 
 def made_in(module: str, solver: Solver) -> Solver:
-    """Return ``solver``, marked with the module of the import path that names it, whose code it depends on."""
-    object.__setattr__(solver, "made_in", module)
-    return solver
+    """Return a copy of ``solver`` that names the module of its import path, whose code it depends on."""
+    marked = copy.copy(solver)
+    object.__setattr__(marked, "made_in", module)
+    return marked
 
 
 def available() -> list[SolverInfo]:

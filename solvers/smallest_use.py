@@ -190,6 +190,15 @@ class _Search:
         reached = self._try(min(self._largest, budget), steps=20)
         if self._best is None:
             raise self._nothing(reached)
+        try:
+            self._bisect()
+        except KeyboardInterrupt:  # outside the solver, which handles it by itself
+            self._stops.add(StopReason.INTERRUPTED)
+        return self._found()
+
+    def _bisect(self) -> None:
+        """Halve the range between the best choice's use and the bound until one unit is left."""
+        assert self._best is not None  # noqa: S101 - the caller found one
         lowest = self._at_least
         unreached = lowest - 1.0
         if not self._expired() and self._try(lowest, steps=20) is not None:
@@ -203,7 +212,6 @@ class _Search:
             budget = float(math.floor(budget)) if self._whole else budget
             if self._try(budget, steps=math.ceil(math.log2(width / unit)) + 1) is not None:
                 unreached = budget
-        return self._found()
 
     def _try(self, budget: float, *, steps: int) -> float | None:
         """Solve for uses of at most ``budget``, a whole number if all uses are.

@@ -283,9 +283,9 @@ def test_a_share_is_no_limit_on_the_loss() -> None:
     assert split_loss({"loss": Limit(0.5, is_share=False)}, "bytes") == ({"bytes": "100%"}, 0.5)
 
 
-def test_a_limit_in_nats_is_one_of_the_divergence_only() -> None:
+def test_a_limit_in_nats_is_none_of_squares() -> None:
     settings = {"minimize": "bytes", "budget": {"loss": "0.02 nats"}}
-    with pytest.raises(OptionsError, match="only the loss 'kl' is in nats, and 'mse' is measured: give a number, 0.02"):
+    with pytest.raises(OptionsError, match="the loss 'mse' is not in nats: give a number, 0.02"):
         compress(nn.Linear(4, 2), [torch.zeros(2, 4)], loss="mse", **settings)
     assert split_loss(settings["budget"], "bytes", "kl-tail") == ({"bytes": "100%"}, 0.02)
 

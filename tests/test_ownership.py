@@ -14,6 +14,7 @@ import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
 from qcompress import identity as identities
+from qcompress.bytecode import imports_of, written_by
 from qcompress.identity import identify
 from qcompress.model.losses import as_loss
 from tests.model.test_plain_state import Scaled, Storing
@@ -254,3 +255,46 @@ def test_another_process_finds_the_same_digests_of_what_models_hold() -> None:
         for _ in range(2)
     }
     assert found == {identify(several()).digest}
+
+
+class Windowed(nn.Module):
+    """A network whose settings are read in lines that assign an item."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window, self._fill = window, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.clone()
+        out[:, self.window :] = self._fill
+        return out
+
+
+def test_settings_in_a_line_that_assigns_an_item_count() -> None:
+    found = identify(Windowed(1))
+    assert not found.unchecked
+    assert found.digest == identify(Windowed(1)).digest != identify(Windowed(2)).digest
+
+
+def long_function(imported: str, attribute: str) -> types.CodeType:
+    """Code with so many names that the arguments of later instructions are longer than a byte."""
+    names = "\n".join(f"    name_{number} = other_{number}" for number in range(300))
+    scope: dict[str, Any] = {}
+    exec(f"def run(self):\n{names}\n    import {imported}\n    self.{attribute}.append(1)", scope)  # noqa: S102
+    code: types.CodeType = scope["run"].__code__
+    return code
+
+
+def test_long_functions_are_read_like_short_ones() -> None:
+    code = long_function("os.path", "seen")
+    assert imports_of(code) == {(0, "os.path")}
+    assert "seen" in written_by(code)
+
+
+def test_objects_that_answer_every_name_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Proxy:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    monkeypatch.setitem(globals(), "count_in", Proxy())
+    assert identify(Counting(1)).digest

@@ -21,7 +21,7 @@ from qcompress.measurement import Measurement, require_measurement
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.calibration import require_changeable
 from qcompress.model.composed import compose_
-from qcompress.model.forward import Forward, first_batch, read_data, require_samples_in
+from qcompress.model.forward import Forward, first_batch, read_data
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.model.tensors import left_out_bytes, total_bytes
@@ -90,7 +90,8 @@ def apply_(
     """
     require_changeable(model)
     require_in_memory(model, "apply_", "apply() returns a smaller model and leaves this one as it is")
-    require_samples_in(batch_norm_data, "batch_norm_data")
+    if batch_norm_data is not None:
+        batch_norm_data = read_data(batch_norm_data, "batch_norm_data")
     return put_(model, measurement, chosen_transforms(model, measurement, solution), batch_norm_data, forward)
 
 

@@ -178,11 +178,13 @@ class Engine(ABC):
         """
         for item in dataclasses.fields(self):
             value, name = getattr(self, item.name), f"{item.name} of engine {self.name!r}"
+            if value is item.default:
+                continue
             if item.type is bool:
                 as_flag(value, name)
             elif item.type is int:
                 as_whole(value, name, least=0)
-            elif item.type in TEXTS and value is not item.default and not isinstance(value, (str, os.PathLike)):
+            elif item.type in TEXTS and not isinstance(value, (str, os.PathLike)):
                 raise OptionsError(f"{name} must be a text, found {value!r}")
 
     @abstractmethod

@@ -6,7 +6,7 @@ weights themselves are zero meanwhile.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,11 +62,22 @@ def _irreplaceable(
     left = {name: site.module for name, site in sites.items() if name not in found}
     with torch.no_grad():
         expected = forwards.run(model, batch, run)
-        if _why_not(model, left.values(), batch, run, expected):
-            for name, layer in left.items():
-                if why := _why_not(model, [layer], batch, run, expected):
-                    found[name] = why
-    return found
+        at_fault = _at_fault(left, lambda layers: _why_not(model, layers, batch, run, expected))
+        rest = {name: layer for name, layer in left.items() if name not in at_fault}
+        if at_fault and (why := _why_not(model, rest.values(), batch, run, expected)):
+            at_fault |= dict.fromkeys(rest, why)
+    return found | at_fault
+
+
+def _at_fault(layers: Mapping[str, nn.Module], why_not: Callable[[Iterable[nn.Module]], str]) -> dict[str, str]:
+    """Return the layers that cannot be replaced, found by halves: all of some that fail only together."""
+    why = why_not(layers.values())
+    if not why or len(layers) == 1:
+        return dict.fromkeys(layers, why) if why else {}
+    names = list(layers)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    found = [_at_fault({name: layers[name] for name in half}, why_not) for half in halves]
+    return found[0] | found[1] or dict.fromkeys(layers, why)
 
 
 def told(inventory: Survey, transforms: Sequence[Sequence[Transform]]) -> tuple[dict[str, str], list[str]]:
@@ -107,6 +118,8 @@ def _why_not(model: nn.Module, layers: Iterable[nn.Module], batch: Any, run: Ste
     try:
         with _replaced(layers):
             output = forwards.run(model, batch, run)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # the model's own code may raise anything
         return f"the network needs the layer itself ({type(error).__name__}: {error})"
     if relative_difference(expected, output) > SAME:

@@ -93,9 +93,9 @@ class Loss(ABC):
         """``(samples, positions)`` float64, averaging to `rise` over positions; one position if outputs have none."""
         return self.rise(output, reference, batch)[:, None]
 
-    def by_sample(self, output: Tensor, batch: Any) -> Tensor:
-        """``(samples,)`` losses of outputs of zero, none of which must depend on the rest of its batch."""
-        return self.rise(torch.zeros_like(output), output, batch)
+    def values(self, output: Tensor, batch: Any) -> Tensor | None:  # noqa: ARG002
+        """``(samples,)`` values of a function of outputs and batch; None for a loss of each sample's outputs alone."""
+        return None
 
     @abstractmethod
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
@@ -302,10 +302,6 @@ class CallableLoss(Loss):
                 f"loss(output, batch) must return one number per sample: expected ({len(output)},), found {actual}"
             )
         return values
-
-    def by_sample(self, output: Tensor, batch: Any) -> Tensor:
-        """The function's values."""
-        return self.values(output, batch)
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
         """Difference of the function's values."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +180,7 @@ class Library:
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = [{**asdict(record), "arguments": dict(record.arguments)} for record in self]
         RECORDS.write_json(self.folder / RECORDS_FILE, {"records": entries})
-        small = {name: choice.astype(np.min_scalar_type(choice.max())) for name, choice in self.choices.items()}
+        small = {name: _narrowed(choice) for name, choice in self.choices.items()}
         CHOICES.write_arrays(self.folder / "choices.npz", {}, small)
 
     def _read(self, record: Record) -> Problem:
@@ -200,6 +201,12 @@ class Library:
 def _is_known(value: object) -> bool:
     """Whether a value of a record is missing or a finite number."""
     return value is None or (isinstance(value, int | float) and math.isfinite(value))
+
+
+def _narrowed(choice: NDArray[Any]) -> NDArray[Any]:
+    """Return a choice in the smallest type that holds it; what is none, which `Library.check` names, as it is."""
+    whole = choice.dtype.kind in "ui" and choice.size and choice.min() >= 0
+    return choice.astype(np.min_scalar_type(choice.max())) if whole else choice
 
 
 def _better(objective: float, known: float) -> bool:

@@ -269,3 +269,28 @@ def test_a_layer_that_the_network_needs_itself_stays_with_the_reason(name: str) 
         result = compress(model, data, budget={"bytes": 0.9}, options=RANKS, solver="greedy")
         assert not isinstance(result.model.a, Factored)
         assert reason in result.report.to_markdown()
+
+
+class AnyLinear(Net):
+    """A network that asks whether one of two layers, whichever, is an ordinary one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not any(isinstance(layer, nn.Linear) for layer in (self.a, self.c)):
+            raise TypeError("no ordinary layer is left")
+        return super().forward(x)
+
+
+def test_layers_that_fail_only_together_all_stay() -> None:
+    model, data = made(AnyLinear), inputs()
+    measurement = measure(model, data, RANKS)
+    assert {"a", "c"} <= {item.name for item in measurement.unchanged}
+    assert all("no ordinary layer is left" in item.reason for item in measurement.unchanged)
+
+
+def test_running_out_of_memory_is_no_reason_to_keep_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("qcompress.measuring.replacing._replace_by_equal", out_of_memory)
+    with pytest.raises(MemoryError):
+        measure(made(Net), inputs(), RANKS)
