@@ -48,7 +48,7 @@ def written_by(code: types.CodeType) -> set[str]:
     >>> sorted(written_by(forward.__code__))
     ['cache', 'calls', 'seen', 'shape']
     """
-    return {name for each in _with_inner(code) for name in _written(each)}
+    return rebound_by(code).union(*map(_changed, _with_inner(code)))
 
 
 def imports_of(code: types.CodeType) -> set[tuple[int, str]]:
@@ -83,9 +83,7 @@ def functions_in(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
 
 
 def rebound_by(code: types.CodeType) -> set[str]:
-    """Return the names of attributes that code may assign or delete, also by their text, as a plain value changes only
-    so.
-    """
+    """Return the names of attributes that code may assign or delete, also by their text."""
     found = assigned_by(code)
     for each in _with_inner(code):
         if not _BY_TEXT.isdisjoint(each.co_names):
@@ -106,18 +104,14 @@ def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _written(code: types.CodeType) -> frozenset[str]:
+def _changed(code: types.CodeType) -> frozenset[str]:
     found: set[str] = set()
-    if not _BY_TEXT.isdisjoint(code.co_names):
-        found.update(text for text in code.co_consts if isinstance(text, str) and text.isidentifier())
     loaded: dict[int | None, set[str]] = {}
     last = None  # the attribute that is on top of the stack, or an item of it
     lines: set[int | None] = set()
     for instruction in _instructions(code):
         name, line = instruction.opname, instruction.positions.lineno if instruction.positions else None
-        if name in _ASSIGNING:
-            found.add(instruction.argval)
-        elif name in _ASSIGNING_ITEMS:
+        if name in _ASSIGNING_ITEMS:
             lines.add(line)
         elif name in _LOADING:
             if last is not None and _changes(instruction.argval):

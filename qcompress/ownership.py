@@ -94,7 +94,7 @@ def written_in_passes(modules: Iterable[nn.Module]) -> tuple[set[str], set[str]]
             for name in names_in(function.__code__):
                 waiting += (function.__globals__.get(name), *methods.get(name, ()))
     assigned, written = ({name for code in found for name in names(code)} for names in (rebound_by, written_by))
-    return assigned, assigned | written
+    return assigned, written
 
 
 def _function_of(value: Any) -> types.FunctionType | None:

@@ -112,10 +112,17 @@ def pool(
     if stop_reason is StopReason.INTERRUPTED:
         proven, stopped = False, "interrupted"
     best = with_known(problem, best, choices=members)
-    ranked = sorted(zip(_objectives(problem, members), (tuple(m.tolist()) for m in members), strict=True))
-    near = [(choice, value) for value, choice in ranked if value <= target_near(ranked[0][0], within)]
     about = {"within": within, "distance": distance, "stopped": stopped, "proven": proven}
-    return replace(best, stop_reason=stop_reason, pool=tuple(near), details={**best.details, "pool": about})
+    near, details = _near(problem, members, within), {**best.details, "pool": about}
+    return replace(best, stop_reason=stop_reason, pool=near, details=details)
+
+
+def _near(
+    problem: Problem, members: Sequence[NDArray[np.int64]], within: float
+) -> tuple[tuple[tuple[int, ...], float], ...]:
+    """Choices with their objectives, best first, as far as they are near the best."""
+    ranked = sorted(zip(_objectives(problem, members), (tuple(m.tolist()) for m in members), strict=True))
+    return tuple((choice, value) for value, choice in ranked if value <= target_near(ranked[0][0], within))
 
 
 def _objectives(problem: Problem, members: Sequence[NDArray[np.int64]]) -> list[float]:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -82,7 +83,7 @@ def accumulate(
         original=original, tried=from_start if sums.first_tried is None else sums.first_tried,
     )  # fmt: skip
     start = last_save = time.perf_counter()
-    total = number_of(batches)
+    progress = partial(MeasureProgress, total_batches=number_of(batches))
     numbered = itertools.islice(enumerate(batches), sums.num_batches, None)
     in_order = _in_order(work, numbered, jobs, begun=begun)
     for result in in_order:
@@ -94,14 +95,10 @@ def accumulate(
         if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
             sums.save(file, key)
             last_save = time.perf_counter()
+        elapsed_s = time.perf_counter() - start
         if on_progress is not None:
-            elapsed_s = time.perf_counter() - start
-            on_progress(
-                MeasureProgress(
-                    batches=sums.num_batches, total_batches=total, num_samples=sums.num_samples, elapsed_s=elapsed_s
-                )
-            )
-        if reason := stop.reason(sums, candidates, time.perf_counter() - start):
+            on_progress(progress(batches=sums.num_batches, num_samples=sums.num_samples, elapsed_s=elapsed_s))
+        if reason := stop.reason(sums, candidates, elapsed_s):
             sums.stopped = reason
             in_order.close()
     if sums.num_samples == 0:
