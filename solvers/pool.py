@@ -65,11 +65,7 @@ def pool(
     (((0, 1), 2.0), ((1, 0), 3.0))
     """
     require_problem(problem, "pool")
-    if k < 1 or not (np.isfinite(within) and within >= 0) or not 1 <= distance <= problem.num_groups:
-        raise InvalidOptionError(
-            f"a pool takes k ≥ 1, within ≥ 0 and a distance of 1 to {problem.num_groups} groups; "
-            f"found k={k}, within={within}, distance={distance}"
-        )
+    _require_in_range(problem, k, within, distance)
     problem.require_linear_budgets("pool")
     back_end = registry.configured(as_solver(solver), options)
     back_end.require(problem)
@@ -115,6 +111,14 @@ def pool(
     about = {"within": within, "distance": distance, "stopped": stopped, "proven": proven}
     near, details = _near(problem, members, within), {**best.details, "pool": about}
     return replace(best, stop_reason=stop_reason, pool=near, details=details)
+
+
+def _require_in_range(problem: Problem, k: int, within: float, distance: int) -> None:
+    if k < 1 or not (np.isfinite(within) and within >= 0) or not 1 <= distance <= problem.num_groups:
+        raise InvalidOptionError(
+            f"a pool takes k ≥ 1, within ≥ 0 and a distance of 1 to {problem.num_groups} groups; "
+            f"found k={k}, within={within}, distance={distance}"
+        )
 
 
 def _near(
