@@ -244,7 +244,7 @@ def _seconds(time_s: float | None) -> str:
 
 
 def _job_json(job: "Job") -> dict[str, Any]:
-    names = ("solver", "status", "created", "remote", "problem_id", "fingerprint", "time_limit_s", "charge_s")
+    names = ("solver", "status", "created", "remote", "problem_ids", "fingerprint", "time_limit_s", "charge_s")
     return {"job": str(job.path)} | {name: getattr(job, name) for name in names}
 
 

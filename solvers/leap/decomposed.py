@@ -44,6 +44,10 @@ TOLD = (
 )
 """Entries of the report on each part, besides its groups and whether it improved the choice."""
 
+YOUNGER = ("anneal_schedule", "chain_strength", "gauges", "embedding")
+"""Options that the first descents did not have. At their defaults they do not count in the name of a descent's file, so
+that descents of that time are resumed; add each new option here."""
+
 
 @dataclass(frozen=True)
 class Decomposed(QuantumProcessor):
@@ -141,7 +145,12 @@ class Decomposed(QuantumProcessor):
         """Yield the initial state, from an interrupted run or from a first choice, and lock its file."""
         import fasteners
 
-        options = {name: value for name, value in self.option_values.items() if name != "jobs"}
+        defaults = self.option_defaults()
+        options = {
+            name: value
+            for name, value in self.option_values.items()
+            if name != "jobs" and not (name in YOUNGER and value == defaults[name])
+        }
         initial = None if search.initial is None else search.initial.tolist()
         path = descent_path(self.jobs, [search.original.fingerprint(), options, search.seed, initial])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,10 +202,13 @@ class Decomposed(QuantumProcessor):
         from solvers.leap.embedded import EmbeddedForm
 
         assert search.choice is not None  # noqa: S101
-        own = self.embedding
+        own = self.option_values["embedding"]
         with search.phase("embed_s"):
             most = device.largest_clique() if own is None else len(device.placed(own))
-        for group in np.flatnonzero(self._bits(problem) > most).tolist():
+        sizes, groups = np.unique(self._bits(problem), return_index=True)  # groups of one size have the same couplings
+        for group in groups[sizes > most][::-1].tolist():
+            if search.expired():
+                return None
             part = normal_form(_part(problem, search.choice, (group,)).problem).problem
             try:
                 with search.phase("build_s"):

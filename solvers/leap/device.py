@@ -111,16 +111,15 @@ class Device:
         write_json(kept, embedding)
         return embedding
 
-    def placed(self, embedding: Mapping[Any, Any] | str, bqm: Any = None) -> Embedding:
-        """Return the chains that a given ``embedding`` (or its JSON file) has for the variables of ``bqm``.
+    def placed(self, chains: Embedding, bqm: Any = None) -> Embedding:
+        """Return those of the given ``chains`` that belong to the variables of ``bqm``.
 
-        Without ``bqm``, all variables of the embedding are taken to be coupled with each other.
+        Without ``bqm``, all variables of the chains are taken to be coupled with each other.
 
         Raises:
             InvalidOptionError: a chain is missing, overlaps another one or is not connected on this processor, or a
                 coupling has no coupler.
         """
-        chains = embedding_of(embedding)
         model = nx.complete_graph(len(chains)) if bqm is None else _graph(bqm)
         if why := self._fault(chains, model):
             raise InvalidOptionError(f"option 'embedding' does not fit {_size(model)} on {self.name!r}: {why}")

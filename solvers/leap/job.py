@@ -38,7 +38,7 @@ from solvers.stated_search import StatedSearch
 FILE_KIND = FileKind("qcompress leap job", version=2)
 SUFFIX = ".job.json"
 
-NOT_SENT = "NOT SENT"
+NOT_SENT, PARTLY_SENT = "NOT SENT", "PARTLY SENT"
 
 FIRST_PAUSE_S, PAUSE_GROWTH, LONGEST_PAUSE_S = 0.01, 1.5, 10.0
 """First pause in seconds between two checks whether a problem is done, its growth factor, and the longest pause."""
@@ -49,12 +49,14 @@ SETTLE_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One problem at the service. `begin` and `load` make a job; every step returns a new one and writes the file.
+    """One problem, sent to the service once, or once for each gauge.
+
+    `begin` and `load` make a job; every step returns a new one and writes the file.
 
     Attributes:
         path: path of the job file; the problem's file is next to it.
         solver, options, time_limit_s: back end, options and time limit as requested.
-        label: label of the problem at the service (see `labels`).
+        label: label of the first submission at the service (see `next_label`).
         fingerprint: fingerprint of the problem.
         record: record of its encoding (see `solvers.leap.forms`).
         created: time of creation, UTC, ISO 8601.
@@ -63,7 +65,8 @@ class Job:
         data_id: id of the uploaded model, once it is known.
         sending: whether the next submission may have been sent.
         problem_ids: ids of the submissions so far.
-        status: last known status: NOT SENT, PENDING, IN_PROGRESS, COMPLETED, FAILED or CANCELLED.
+        status: last known status: NOT SENT, PARTLY SENT (some submissions are running, and charged, others were not
+            sent; `fetch` sends them), PENDING, IN_PROGRESS, COMPLETED, FAILED or CANCELLED.
     """
 
     path: Path
@@ -340,9 +343,8 @@ def _identified(job: Job, connection: Connection) -> Job:
 
 def _submitted(job: Job, problem_id: str) -> Job:
     ids = (*job.problem_ids, problem_id)
-    return job.advanced(
-        problem_ids=ids, sending=False, status="PENDING" if len(ids) == len(job.submissions) else NOT_SENT
-    )
+    status = "PENDING" if len(ids) == len(job.submissions) else PARTLY_SENT
+    return job.advanced(problem_ids=ids, sending=False, status=status)
 
 
 def _heard(job: Job, states: Sequence[Any]) -> Job:

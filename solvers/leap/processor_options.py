@@ -1,5 +1,6 @@
 """Options of a quantum processor: their form, and whether a processor takes them. Imports none of D-Wave's packages."""
 
+import collections
 import itertools
 import math
 import operator
@@ -46,8 +47,9 @@ def embedding_of(embedding: Mapping[Any, Any] | str) -> Embedding:
     """Return an embedding, or the content of its JSON file, with whole numbers as variables and qubits.
 
     Raises:
-        InvalidOptionError: it does not map numbers to lists of numbers, or the file cannot be read.
-        FileFormatError: the file does not hold a JSON object.
+        InvalidOptionError: it does not map whole numbers (or texts of them, as in JSON) to lists of whole numbers, two
+            keys are the same number, or the file cannot be read.
+        FileFormatError: the file is damaged, or holds no JSON object.
 
     >>> embedding_of({"0": [3, 7], "1": (4,)})
     {0: [3, 7], 1: [4]}
@@ -58,11 +60,15 @@ def embedding_of(embedding: Mapping[Any, Any] | str) -> Embedding:
         except OSError as error:
             raise InvalidOptionError(f"option 'embedding': {error}") from error
     try:
-        return {int(v): [operator.index(qubit) for qubit in chain] for v, chain in embedding.items()}
+        variables = [int(v) if isinstance(v, str) else operator.index(v) for v in embedding]
+        chains = [[operator.index(qubit) for qubit in chain] for chain in embedding.values()]
     except (TypeError, ValueError) as error:
         raise InvalidOptionError(
             f"option 'embedding' must map each variable (0, 1, ...) to a list of qubits: {error}"
         ) from error
+    if twice := [v for v, count in collections.Counter(variables).items() if count > 1]:
+        raise InvalidOptionError(f"option 'embedding' must map each variable to one chain, found two for {twice[0]}")
+    return dict(zip(variables, chains, strict=True))
 
 
 def reads_of(num_reads: int, gauges: int) -> list[int]:

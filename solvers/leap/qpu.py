@@ -41,14 +41,16 @@ class QuantumProcessor(LeapBqm):
             torque compensation), so that one value serves problems of every scale; `Solution.details` has the product.
         gauges: number of submissions among which the reads are divided; from the second one on, the signs of random
             variables are flipped (spin-reversal transforms), the same ones in every run.
-        embedding: own embedding, a map (or its JSON file) from each variable of the QUBO (numbered from 0, as in
-            `formulations.to_bqm`) to its chain of qubits; it may have more variables than the QUBO.
+        embedding: own embedding, a map (or its JSON file, which is read at once) from each variable of the QUBO
+            (numbered from 0, as in `formulations.to_bqm`) to its chain of qubits; it may have more variables than
+            the QUBO.
         simulated: whether to use a local mock instead of the service, which needs no account.
         topology: topology of the mock: pegasus, zephyr or chimera.
         size: size of the mock's topology (16 for pegasus is a whole processor).
 
     Raises:
         InvalidOptionError: an option has a wrong value; what the processor takes is checked before anything is sent.
+        FileFormatError: the file of ``embedding`` is damaged.
 
     >>> import tempfile
     >>> from formulations.generators.random_instances import layered_problem
@@ -88,7 +90,7 @@ class QuantumProcessor(LeapBqm):
             if self.annealing_time_us is not None:
                 raise InvalidOptionError("set 'annealing_time_us' or 'anneal_schedule', not both")
             object.__setattr__(self, "anneal_schedule", schedule_of(self.anneal_schedule))
-        if self.embedding is not None and not isinstance(self.embedding, str):
+        if self.embedding is not None:
             object.__setattr__(self, "embedding", embedding_of(self.embedding))
 
     @classmethod

@@ -4,6 +4,7 @@ D-Wave's own libraries are imported only by the fixtures.
 """
 
 import contextlib
+import itertools
 import types
 
 import numpy as np
@@ -53,6 +54,17 @@ def one_large_group(options=120, others=10):
     uses = rng.integers(1, 50, count)
     labels = [[str(j) for j in range(size)] for size in sizes]
     return Problem(names, labels, rng.random(count), {"bytes": uses}, {"bytes": 300})
+
+
+def interrupted_at(count):
+    """Ends a run when it has told its progress so often."""
+    countdown = itertools.count(1)
+
+    def interrupt(_):
+        if next(countdown) == count:
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 def configure(monkeypatch, folder, endpoint, token=TOKEN):

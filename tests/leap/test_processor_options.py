@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from formulations import FileFormatError
 from formulations.generators.random_instances import layered_problem
 from formulations.reductions.scaling import scaled
 from qcompress.cli import main
@@ -16,11 +17,12 @@ from solvers.testing import optimum
 pytest.importorskip("dwave.cloud")
 from solvers.leap import device
 from solvers.leap.decomposed import Decomposed
+from solvers.leap.descent_state import descent_path
 from solvers.leap.embedded import EmbeddedForm
 from solvers.leap.errors import LeapConnectionError
 from solvers.leap.job import Job, jobs_in
 from solvers.leap.qpu import QuantumProcessor
-from tests.leap.fixtures import one_large_group, pegasus
+from tests.leap.fixtures import interrupted_at, one_large_group, pegasus
 
 SPARSE = layered_problem(4, rank=0, degree=2, bits=(2, 4, 8), seed=2)
 
@@ -66,6 +68,9 @@ WRONG = [
     ({"size": -1}, "at least 1"),
     ({"embedding": {"a": [1]}}, "each variable"),
     ({"embedding": {0: "ab"}}, "each variable"),
+    ({"embedding": {1.7: [1]}}, "each variable"),
+    ({"embedding": {float("inf"): [1]}}, "each variable"),
+    ({"embedding": {0: [1], "0": [2]}}, "found two for 0"),
     ({"embedding": "nowhere.json"}, "nowhere.json"),
 ]
 
@@ -155,7 +160,7 @@ def test_gauges_go_on_where_the_connection_was_lost(leap, tmp_path, monkeypatch)
         return solve(SPARSE, "qpu", num_reads=10, gauges=2, wait=False)
 
     job()
-    requests = len(leap.requests)
+    requests, seen = len(leap.requests), set()
     for k in range(requests):
         monkeypatch.chdir((tmp_path / f"{k}") if (tmp_path / f"{k}").mkdir() is None else tmp_path)
         leap.problems.clear()
@@ -166,18 +171,29 @@ def test_gauges_go_on_where_the_connection_was_lost(leap, tmp_path, monkeypatch)
         leap.restart()
         (begun,) = jobs_in("leap-jobs") or [job()]
         refreshed = begun.refresh()
-        assert refreshed.status == ("COMPLETED" if refreshed.sent else "NOT SENT")
+        assert refreshed.status == ("NOT SENT", "PARTLY SENT", "COMPLETED")[len(refreshed.problem_ids)]
+        seen.add(refreshed.status)
         assert Job.load(begun.path).fetch().details["samples"] == 10
         assert len(leap.problems) == 2, f"dropped at request {k}"
         assert Job.load(begun.path).status == "COMPLETED"
+    assert seen == {"PARTLY SENT", "COMPLETED"}
 
 
-def test_a_job_file_of_version_1_is_read(leap):
+@pytest.mark.parametrize("known", [False, True], ids=["id unknown", "id known"])
+def test_a_job_file_of_version_1_is_read(leap, known):
     made = solve(SPARSE, "qpu", wait=False, num_reads=10)
     old = json.loads(made.path.read_text())
-    ids = old.pop("problem_ids")
-    made.path.write_text(json.dumps(old | {"version": 1, "problem_id": ids[0], "sending": True}))
-    assert Job.load(made.path) == made
+    (problem_id,) = old.pop("problem_ids")
+    for name in ("gauges", "anneal_schedule", "chain_strength", "embedding"):
+        del old["options"][name]
+    del old["record"]["strength"]
+    old |= {"version": 1, "sending": True}
+    old |= {"problem_id": problem_id} if known else {"problem_id": None, "status": "NOT SENT"}
+    made.path.write_text(json.dumps(old))
+    job = Job.load(made.path)
+    assert job.problem_ids == (made.problem_ids if known else ())
+    assert job.sent == known
+    assert job.refresh().status == "COMPLETED"
     assert Job.load(made.path).fetch().details["samples"] == 10
     assert len(leap.problems) == 1
 
@@ -196,6 +212,19 @@ def test_an_own_embedding_is_used(processors, mock, tmp_path, monkeypatch):
     sent = solve(SPARSE, "qpu", embedding=chains, num_reads=10, wait=False)
     assert sent.record["chains"] == list(chains.values())
     assert Job.load(sent.path).fetch().feasible
+
+
+def test_the_file_of_an_embedding_is_read_at_once(tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text('{"0": [3, 7]}')
+    solver = QuantumProcessor(embedding=str(file))
+    assert solver == QuantumProcessor(embedding={0: [3, 7]})
+    file.write_text('{"0": [3, 8]}')
+    assert solver != QuantumProcessor(embedding=str(file))
+    for damaged in ("{", "[1]"):
+        file.write_text(damaged)
+        with pytest.raises(FileFormatError, match="own.json"):
+            QuantumProcessor(embedding=str(file))
 
 
 def test_an_embedding_that_does_not_fit_is_refused_before_anything_is_sent(processors, mock, tmp_path):
@@ -237,6 +266,43 @@ def test_an_own_embedding_of_a_complete_graph_serves_all_parts(mock):
         solve(one_large_group(20, 2), "qpu-decomposed", embedding=clique, **mock)
 
 
+def test_new_options_at_their_defaults_leave_the_name_of_a_descent(mock, tmp_path):
+    """So that the descents of a version without them, whose parts may be charged, are resumed."""
+    problem = layered_problem(20, seed=4)
+    values = Decomposed(**{name: value for name, value in mock.items() if name != "seed"}).option_values
+    new = ("jobs", "anneal_schedule", "chain_strength", "gauges", "embedding")
+    old = {name: value for name, value in values.items() if name not in new}
+
+    def names(**more):
+        solve(problem, "qpu-decomposed", initial=[0] * 20, on_progress=interrupted_at(2), **more, **mock)
+        found = {path.name for path in tmp_path.glob("*.descent.json")}
+        for name in found:
+            (tmp_path / name).unlink()
+        return found
+
+    assert names() == {descent_path(str(tmp_path), [problem.fingerprint(), old, 0, [0] * 20]).name}
+    assert names(chain_strength=1, gauges=1) == names()
+    assert names(gauges=2) != names()
+
+
+def test_the_room_of_large_groups_is_tried_once_for_each_size_and_not_after_the_limit(mock, monkeypatch):
+    problem = one_large_group(6, others=3)
+    tried, embed = [], EmbeddedForm.embed
+
+    def counted(form, *others):
+        tried.append(form.encoded.bqm.num_variables)
+        embed(form, *others)
+
+    monkeypatch.setattr(EmbeddedForm, "embed", counted)
+    monkeypatch.setattr(device.Device, "largest_clique", lambda _: 1)
+    Decomposed(**{name: value for name, value in mock.items() if name != "seed"}).estimate(problem)
+    assert tried == [5, 2]
+    tried.clear()
+    solution = solve(problem, "qpu-decomposed", initial=[0] * 4, time_limit=1e-9, **mock)
+    assert solution.stop_reason == "TIME_LIMIT"
+    assert not tried
+
+
 def test_options_of_a_processor_on_the_command_line(processors, tmp_path, capsys):
     SPARSE.save(tmp_path / "problem.npz")
     simulated = solve(SPARSE, "qpu", simulated=True, size=3, jobs=str(tmp_path), seed=0)
@@ -246,7 +312,9 @@ def test_options_of_a_processor_on_the_command_line(processors, tmp_path, capsys
     assert main(["leap", "submit", "problem.npz", "--solver", "qpu", *words, "--json"]) == 0
     assert [one["params"]["num_reads"] for one in processors.problems.values()] == [50, 50]
     assert all(one["params"]["anneal_schedule"][1] == [10, 0.5] for one in processors.problems.values())
-    job = json.loads(capsys.readouterr().out)["job"]
+    told = json.loads(capsys.readouterr().out)
+    assert told["problem_ids"] == list(processors.problems)
+    job = told["job"]
     assert main(["leap", "fetch", job]) == 0
     solution = Solution.load(Path(job.replace(".job.", ".solution.")))
     assert solution.details["chain_strength"] == pytest.approx(1.5 * simulated.details["chain_strength"])

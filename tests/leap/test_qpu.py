@@ -29,7 +29,7 @@ from solvers.leap.embedded import EmbeddedForm, access_time
 from solvers.leap.errors import LeapConnectionError, LeapError, LeapProblemError
 from solvers.leap.job import Job, jobs_in
 from solvers.leap.qpu import QuantumProcessor
-from tests.leap.fixtures import pegasus
+from tests.leap.fixtures import interrupted_at, pegasus
 
 SPARSE = layered_problem(4, rank=0, degree=2, bits=(2, 4, 8), seed=2)
 
@@ -382,17 +382,6 @@ def test_a_part_that_failed_is_sent_anew_by_the_next_call(leap, undisturbed, tmp
     assert solution.details["resumed_at"] == 0
     assert solution.choice.tolist() == choice
     assert len(leap.problems) == sent + 1
-
-
-def interrupted_at(count):
-    """Ends a run when it has told its progress so often."""
-    countdown = itertools.count(1)
-
-    def interrupt(_):
-        if next(countdown) == count:
-            raise KeyboardInterrupt
-
-    return interrupt
 
 
 def test_parts_that_are_interrupted_give_the_best_so_far_and_go_on_from_it(mock):
