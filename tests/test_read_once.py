@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import qcompress
 from qcompress.errors import DataError
-from qcompress.model.batches import Passes
 from qcompress.model.forward import checked_data, read_data
+from qcompress.model.passes import Passes
 
 OPTIONS = qcompress.prune_quantize(bits=(2, 4), sparsity=(0,))
 

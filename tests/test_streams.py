@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import qcompress
-from qcompress.model.batches import number_of
+from qcompress.model.passes import number_of
 
 
 class Stream(IterableDataset):

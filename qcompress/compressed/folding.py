@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from qcompress.compressed.copying import own_copy
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.alone import same_outputs
 from qcompress.model.modes import outside_modes
-from qcompress.model.samples import same_outputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -22,8 +22,8 @@ from qcompress.measuring.stopping import NEVER, Stop
 from qcompress.measuring.sums import Sums
 from qcompress.measuring.workers import BatchResult, Work, results
 from qcompress.model import forward as forwards
-from qcompress.model.batches import number_of
 from qcompress.model.losses import Loss
+from qcompress.model.passes import number_of
 from qcompress.model.steady import steady
 
 SAVE_EVERY_S = 2.0

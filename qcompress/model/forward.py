@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError, NotFiniteError, QcompressError, found
 from qcompress.model import plain_state
-from qcompress.model.batches import Passes, own, require_samples
+from qcompress.model.batches import own, require_samples
 from qcompress.model.decoder_inputs import require_decoder_mask
 from qcompress.model.modes import full_precision, not_compiled
+from qcompress.model.passes import Passes
 
 RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and differences are finite
 Forward = Callable[[nn.Module, Any], Tensor]

@@ -7,6 +7,7 @@ a key of only what they depend on: for example, another budget, solver or time l
 from qcompress.steps.choosing import formulated, guarded, limited, minimized, moved, refined, solved, taken
 from qcompress.steps.finishing import applied, finetuned, made_up
 from qcompress.steps.measuring import copied, kept_aside, measured, refitted
+from qcompress.steps.metric import with_metric_before
 from qcompress.steps.opened import require_taken
 from qcompress.steps.preflight import (
     require_fitting,
@@ -19,7 +20,7 @@ from qcompress.steps.repeating import chosen_again, known_finite
 from qcompress.steps.reporting import Outcome, loss_of_choice, reported
 from qcompress.steps.request import Arguments, NoChoiceError, Request
 from qcompress.steps.rounds import in_rounds
-from qcompress.steps.trial import ready, require_batch_norm_data, require_loss, require_solver, with_metric_before
+from qcompress.steps.trial import ready, require_batch_norm_data, require_loss, require_solver
 
 __all__ = [
     "Arguments", "NoChoiceError", "Outcome", "Request", "copied", "require_fitting", "require_taken",

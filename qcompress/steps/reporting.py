@@ -35,9 +35,9 @@ from qcompress.proposals import Proposal
 from qcompress.refinement import Refined
 from qcompress.report import PartReport, Report
 from qcompress.run_folder import RunFolder
+from qcompress.steps.metric import metric_of
 from qcompress.steps.recounting import of_recount, recounted
 from qcompress.steps.request import Request
-from qcompress.steps.trial import metric_of
 from solvers import Solution
 from solvers.smallest_use import SmallestUse
 

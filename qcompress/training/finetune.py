@@ -32,11 +32,11 @@ from qcompress.errors import ModelError, NotFiniteError, OptionsError
 from qcompress.identity import identify, identify_batches
 from qcompress.measuring.accumulation import SAVE_EVERY_S
 from qcompress.model import forward as forwards
-from qcompress.model.batches import number_of
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
 from qcompress.model.modes import outside_modes, seeded
 from qcompress.model.opened import require_in_memory
+from qcompress.model.passes import number_of
 from qcompress.model.steady import kept_state
 from qcompress.scalars import as_cache_file, plain
 from qcompress.training.checkpoint import Checkpoint, Standing

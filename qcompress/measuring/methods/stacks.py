@@ -17,9 +17,9 @@ from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradient_check import misleading
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.model import forward as forwards
+from qcompress.model.alone import same_outputs
 from qcompress.model.batches import samples
 from qcompress.model.padding import at_real_positions
-from qcompress.model.samples import same_outputs
 
 
 def effects_of_stacks(

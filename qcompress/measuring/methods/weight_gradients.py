@@ -34,9 +34,9 @@ from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradient_check import misleading, widened
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.model import forward as forwards
+from qcompress.model.alone import same_losses, same_outputs
 from qcompress.model.batches import as_float32, samples
 from qcompress.model.padding import at_real_positions
-from qcompress.model.samples import same_losses, same_outputs
 from qcompress.model.scores import random_numbers
 
 

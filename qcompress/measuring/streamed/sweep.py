@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from qcompress.errors import DataError, ModelError
 from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.model import forward as forwards
+from qcompress.model.alone import same_outputs
 from qcompress.model.batches import as_float32, samples
 from qcompress.model.blocks import Blocks
 from qcompress.model.chain import BlockCall, BlockSequence, without_cache
 from qcompress.model.opened import opened_of
-from qcompress.model.samples import same_outputs
 
 
 @dataclass(frozen=True, slots=True)
