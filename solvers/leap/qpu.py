@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from formulations import Problem
 from formulations.reductions.scaling import normal_form
 from solvers.base import Search
+from solvers.bounds.warm import warm_bounds
 from solvers.errors import InvalidOptionError, UnsupportedProblemError
 from solvers.leap.hybrid import LeapBqm, LeapSolver
 from solvers.leap.processor_options import embedding_of, reads_of, refusals, schedule_of
@@ -99,6 +100,11 @@ class QuantumProcessor(LeapBqm):
         from solvers.leap.embedded import EmbeddedForm
 
         return EmbeddedForm
+
+    def prepare(self) -> None:
+        """Compile the inner loops, also those of the prices, whose time is short."""
+        LeapBqm.prepare(self)
+        warm_bounds()
 
     @classmethod
     def submissions(cls, options: Mapping[str, Any], time_limit_s: float | None) -> list[dict[str, Any]]:  # noqa: ARG003
