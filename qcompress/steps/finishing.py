@@ -1,5 +1,6 @@
 """Steps from a choice to the compressed model: apply, fit in turn, and fine-tune."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from qcompress.compressed.apply import apply, chosen_transforms
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.compressed.record import record_of
+from qcompress.errors import ResultNotFiniteError
 from qcompress.identity import identify, identify_batches
 from qcompress.measurement import Measurement
 from qcompress.measuring.recoded import fitted_in_turn
@@ -69,11 +71,13 @@ def made_up(
             forward=calibration.forward,
             seed=calibration.seed,
         )
-        losses = [
-            mean_loss(calibration.goal, item, judged, loss=calibration.loss, forward=calibration.forward)
-            for item in (chosen, fitted)
-        ]
-        return fitted if losses[1] < losses[0] else chosen
+        measured = partial(mean_loss, calibration.goal, loss=calibration.loss, forward=calibration.forward)
+        before = measured(chosen, judged)
+        try:
+            lower = measured(fitted, judged) < before
+            return fitted if lower and math.isfinite(measured(fitted, calibration.data)) else chosen
+        except ResultNotFiniteError:  # the fit has outputs that are not finite, and what was chosen need not
+            return chosen
 
     return run.once(
         "fit",

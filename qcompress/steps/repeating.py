@@ -72,7 +72,7 @@ def chosen_again(
 def known_finite(request: Request, best: Guarded | None) -> Proposal | None:
     """Return the guard's choice if its outputs are known to be finite on all data, unlike those of what came after it.
 
-    None if there is no such choice, or it is the one that was made (see `chosen_again`).
+    None if there is no such choice, or the model was fine-tuned or is opened (see `chosen_again`).
     """
     if best is None or not math.isfinite(best.won.loss_validation):
         return None

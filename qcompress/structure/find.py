@@ -103,10 +103,12 @@ def _tested(model: nn.Module, data: Iterable[Any], traced: set[str], forward: fo
     """Samples from all over each of the first batches; of those that call no layers which were not traced."""
     batches, outputs, others = list[Any](), 0, _others(model, traced)
     for index, batch in enumerate(itertools.islice(data, BATCHES)):
+        if outputs >= MAX_OUTPUTS:
+            break
         with forwards.first_pass(batch, f"data[{index}]"):
             few = _few(model, batch, forward, spaced=True)
             size = output_of(model, few, forward).numel() if others.isdisjoint(_called(model, few, forward)) else 0
-        if size and (len(batches) < 2 or outputs < MAX_OUTPUTS):
+        if size:
             batches.append(few)
             outputs += size
     return batches

@@ -86,12 +86,13 @@ def _why_not(
     batches: Sequence[Any],
     forward: forwards.Forward | None,
 ) -> str:
-    masked = _outputs(mask_(own_copy(model), sets, removed), batches, forward)
     try:
+        masked = _outputs(mask_(own_copy(model), sets, removed), batches, forward)
         smaller = _outputs(remove_(own_copy(model), sets, removed), batches, forward)
     except Exception as error:
         return f"the model does not run without some units ({str(error).splitlines()[0] if str(error) else error!r})"
     pairs = list(zip(smaller, masked, strict=True))
+    precision = max(torch.finfo(dtype).eps for dtype in _formats(model) | {torch.float32})
     for found, expected in pairs:
         if found.shape != expected.shape:
             return f"without some units the outputs have shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
@@ -99,7 +100,7 @@ def _why_not(
         alike = [pair for pair in pairs if pair[1].shape[1:] == shape]
         found, expected = (torch.cat(outputs) for outputs in zip(*alike, strict=True))
         difference = (found - expected).abs()
-        if not bool((difference <= _tolerance(expected)).all()):  # it may be NaN
+        if not bool((difference <= _tolerance(expected, precision)).all()):  # it may be NaN
             return f"removing units gives other outputs than masking them (by {float(difference.max()):.2g})"
     return ""
 
@@ -110,13 +111,17 @@ def _outputs(model: nn.Module, batches: Sequence[Any], forward: forwards.Forward
     return [output if output.ndim else output[None] for output in outputs]
 
 
-def _tolerance(outputs: Tensor) -> Tensor:
-    """Differences up to which outputs ``(samples, ...)`` are the same.
+def _formats(model: nn.Module) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+
+
+def _tolerance(outputs: Tensor, precision: float = torch.finfo(torch.float32).eps) -> Tensor:
+    """Differences up to which outputs ``(samples, ...)`` are the same, computed with a relative ``precision``.
 
     They are relative to what varies: a constant much larger than that, or another output, must not hide it.
     """
     values = outputs if outputs.is_floating_point() else outputs.float()
-    sizes, precision = values.abs(), torch.finfo(values.dtype).eps
+    sizes = values.abs()
     allowed = values.new_tensor(torch.inf)
     for dim in (None, *range(1, values.ndim)):
         others = [other for other in range(values.ndim) if other != dim]

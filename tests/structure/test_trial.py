@@ -76,6 +76,7 @@ def test_what_is_left_computes_what_was_masked(kind: type[nn.Module], first: str
     if first == "silent at first":
         data = [torch.cat(data)]
     sets = find_sets(model, data).sets
+    assert kind is not Averaged or sets == ()
     model, last.bias.data = model.double(), last.bias.data.double() - offset
     for item in sets:
         for count in (1, item.num_units // 2):
@@ -94,3 +95,39 @@ def test_a_difference_is_small_beside_what_varies() -> None:
         assert float(_tolerance(changed)[..., 2].max()) < most * float(outputs[..., 2].std())
     assert bool((_tolerance(outputs) <= 1e-3 * outputs.abs().max()).all())
     assert float(_tolerance(torch.full((1, 1), 5.0))) == pytest.approx(5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_sound_sets_pass_in_every_number_format(dtype: torch.dtype, offset: float) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    with torch.no_grad():
+        model[2].bias += offset
+    found = find_sets(model.to(dtype), [batch.to(dtype) for batch in words(16, 12).split(4)])
+    assert [item.num_units for item in found.sets] == [32], found.kept
+
+
+class Normalised(nn.Module):
+    """Divides by a sum that is zero if the last channel is gone and a sample is silent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 4), nn.Linear(4, 3)
+        with torch.no_grad():
+            self.first.bias.copy_(torch.tensor([-1.0, -1.0, -1.0, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        out: Tensor = self.last(y / y.sum(1, keepdim=True))
+        return out
+
+
+def test_a_masked_network_that_is_not_finite_keeps_the_channels() -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = Normalised().eval()
+    found = find_sets(model, [torch.zeros(4, 12), torch.zeros(4, 12)])
+    assert found.sets == ()
+    assert found.kept
