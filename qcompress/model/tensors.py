@@ -164,14 +164,19 @@ def first_names(held: Iterable[Held]) -> dict[str, str]:
 
 
 class Memory:
-    """The storages of some tensors, to find out whether another tensor lies in one of them."""
+    """The storages of some tensors, to find out whether another tensor lies in one of them.
+
+    They are kept alive, since the memory of one that a model made only for its state would soon be another's.
+    """
 
     def __init__(self, held: Iterable[Held]) -> None:
         spans: dict[tuple[str, int], tuple[int, str]] = {}
+        self._storages: list[torch.UntypedStorage] = []
         for item in held:
             if extent_of(item.tensor) is not None:
                 storage = item.tensor.untyped_storage()
                 start = storage.data_ptr()
+                self._storages.append(storage)
                 spans.setdefault((str(item.tensor.device), start), (start + storage.nbytes(), item.name))
         self._starts = sorted(spans)
         self._ends = [spans[start] for start in self._starts]

@@ -107,7 +107,7 @@ def _why_not(
 
 def _outputs(model: nn.Module, batches: Sequence[Any], forward: forwards.Forward | None) -> list[Tensor]:
     """Return the outputs for every batch; a single number is that of one sample."""
-    outputs = [output_of(model, batch, forward) for batch in batches]
+    outputs = [output_of(model, batch, forward).cpu() for batch in batches]
     return [output if output.ndim else output[None] for output in outputs]
 
 
