@@ -2,7 +2,9 @@
 
     max-cut             ``n m``, then a line ``i j weight`` per edge                              Gset, BiqMac
     QUBO                ``n m``, then a line ``i j q`` per entry; an off-diagonal entry counts twice    BiqMac, GKA
+    Ising               ``n m``, then a line ``i j J`` per coupling and ``i i h`` per field           coordinate files
     QKP                 name, n, linear profits, upper triangle row by row, 0, capacity, weights  Billionnet and Soutif
+    MKP                 ``n m best``, n profits, m rows of n weights, m capacities                OR-Library
     MMKP                ``groups options budgets``, capacities, then per group its number and a line per option
                         ``value use_1 … use_k``                                                   Khan et al.
 
@@ -11,6 +13,7 @@ Parallel edges add up. A variable becomes a group with the two options "0" and "
 maximisation, its value is negated: a best known value ``v`` becomes the objective ``-v``.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +74,69 @@ def read_coordinate_qubo(path: AnyPath) -> Problem:
         return _binary(linear, i[apart], j[apart], 2.0 * entry[apart])
 
     return _read(path, "a QUBO", problem)
+
+
+def read_ising(path: AnyPath) -> Problem:
+    """Read an Ising model: minimise ``Σ J_ij·s_i·s_j + Σ h_i·s_i`` over spins, option "0" for -1 and "1" for +1.
+
+    Raises:
+        FileFormatError: a number is missing, or an entry names an unknown spin.
+
+    >>> import pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "two.txt"
+    >>> _ = file.write_text(chr(10).join(["2 2", "1 2 1.5", "1 1 -1"]))
+    >>> read_ising(file).evaluate([1, 0]).objective
+    -2.5
+    """
+
+    def problem(words: list[str]) -> Problem:
+        size, i, j, value = _entries(words)
+        linear = np.zeros(size)  # s = 2·x - 1
+        alone = i == j
+        np.add.at(linear, i[alone], 2.0 * value[alone])
+        i, j, coupling = i[~alone], j[~alone], value[~alone]
+        np.subtract.at(linear, i, 2.0 * coupling)
+        np.subtract.at(linear, j, 2.0 * coupling)
+        offset = math.fsum([*coupling.tolist(), *(-value[alone]).tolist()])
+        return _binary(linear, i, j, 4.0 * coupling, offset=offset)
+
+    return _read(path, "an Ising", problem)
+
+
+def read_multidimensional_knapsack(path: AnyPath) -> Problem:
+    """Read a multidimensional knapsack: the items with the largest total profit within several capacities.
+
+    The file holds one problem. Its best known profit (0 if there is none) is not read. The capacities become the
+    budgets of the resources ``use 1``, ``use 2``, ….
+
+    Raises:
+        FileFormatError: a number is missing, or there are more.
+
+    >>> import pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "three.txt"
+    >>> _ = file.write_text(chr(10).join(["3 1 0", "6 5 4", "3 2 2", "4"]))
+    >>> read_multidimensional_knapsack(file).evaluate([0, 1, 1]).objective
+    -9.0
+    """
+
+    def problem(words: list[str]) -> Problem:
+        items, budgets = _sizes(words, 2, "n m best")
+        require_readable(items)
+        numbers = np.array(words[3:], dtype=np.float64)
+        count = items + budgets * (items + 1)
+        if min(items, budgets) < 0 or len(numbers) != count:
+            raise ValueError(f"{items} items and {budgets} capacities need {count} numbers, found {len(numbers)}")
+        profits, weights, capacities = np.split(numbers, [items, count - budgets])
+        names = [f"use {k + 1}" for k in range(budgets)]
+        return Problem(
+            [str(k + 1) for k in range(items)],
+            [["0", "1"]] * items,
+            _of_ones(-profits),
+            dict(zip(names, map(_of_ones, weights.reshape(budgets, items)), strict=True)),
+            dict(zip(names, capacities.tolist(), strict=True)),
+        )
+
+    return _read(path, "a multidimensional knapsack", problem)
 
 
 def read_quadratic_knapsack(path: AnyPath) -> Problem:
@@ -186,21 +252,24 @@ def _binary(
     *,
     weight: NDArray[np.float64] | None = None,
     capacity: float = 0.0,
+    offset: float = 0.0,
 ) -> Problem:
     """Build a problem of bits with linear terms, pair terms ``value·x_i·x_j`` (duplicates add up), and a capacity."""
     size = len(linear)
     places = 2 * np.minimum(i, j) + 1, 2 * np.maximum(i, j) + 1
     kept = value != 0
     sparse = scipy.sparse.csr_array((value[kept], (places[0][kept], places[1][kept])), shape=(2 * size, 2 * size))
-
-    def of_ones(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.column_stack([np.zeros(size), numbers]).ravel()
-
     return Problem(
         [str(k + 1) for k in range(size)],
         [["0", "1"]] * size,
-        of_ones(linear),
-        {} if weight is None else {"weight": of_ones(weight)},
+        _of_ones(linear),
+        {} if weight is None else {"weight": _of_ones(weight)},
         {} if weight is None else {"weight": capacity},
         PairTerms(sparse=sparse) if sparse.nnz else None,
+        offset=offset,
     )
+
+
+def _of_ones(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Numbers of the options "1" of bits, between zeros for the options "0"."""
+    return np.column_stack([np.zeros(len(numbers)), numbers]).ravel()

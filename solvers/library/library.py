@@ -40,6 +40,8 @@ READERS = MappingProxyType(
     {
         "max-cut": published.read_max_cut,
         "qubo": published.read_coordinate_qubo,
+        "ising": published.read_ising,
+        "mkp": published.read_multidimensional_knapsack,
         "qkp": published.read_quadratic_knapsack,
         "mmkp": published.read_multiple_choice_knapsack,
         "problem": Problem.load,

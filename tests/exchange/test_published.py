@@ -8,7 +8,9 @@ import pytest
 from formulations import FileFormatError
 from formulations.exchange.published import (
     read_coordinate_qubo,
+    read_ising,
     read_max_cut,
+    read_multidimensional_knapsack,
     read_multiple_choice_knapsack,
     read_quadratic_knapsack,
 )
@@ -47,6 +49,32 @@ def test_a_byte_order_mark_and_accents_in_remarks_are_read(tmp_path):
     file.write_bytes("3 0 à\n".encode("latin-1"))
     with pytest.raises(FileFormatError, match="utf-8"):
         read_max_cut(file)
+
+
+def test_every_state_of_an_ising_model_has_its_energy(tmp_path):
+    rng = np.random.default_rng(0)
+    places = [(i, j) for i in range(5) for j in range(i, 5) if rng.random() < 0.8] + [(3, 1)]
+    entries = [(i, j, float(rng.normal())) for i, j in places]
+    file = tmp_path / "spins.txt"
+    file.write_text(f"5 {len(entries)}\n" + "".join(f"{i + 1} {j + 1} {value!r}\n" for i, j, value in entries))
+    problem = read_ising(file)
+    for x in bits(5):
+        spins = [2 * bit - 1 for bit in x]
+        energy = sum(value * spins[i] * (spins[j] if i != j else 1) for i, j, value in entries)
+        assert problem.evaluate(x).objective == pytest.approx(energy, abs=1e-12)  # sums of ten numbers of about 1
+
+
+def test_every_set_of_items_has_its_profit_and_weights(tmp_path):
+    rng = np.random.default_rng(0)
+    profits, weights, capacities = rng.integers(1, 20, 6), rng.integers(0, 9, (3, 6)), [12, 15, 9]
+    rows = [profits, *weights, capacities]
+    file = tmp_path / "items.txt"
+    file.write_text("6 3 0\n" + "\n".join(" ".join(map(str, row)) for row in rows))
+    problem = read_multidimensional_knapsack(file)
+    for x in bits(6):
+        evaluation = problem.evaluate(x)
+        assert evaluation.objective == -(profits @ x)
+        assert evaluation.feasible == bool((weights @ x <= capacities).all())
 
 
 def test_an_off_diagonal_entry_of_a_qubo_counts_twice(tmp_path):
@@ -112,6 +140,10 @@ def test_groups_of_a_multiple_choice_knapsack_have_the_numbers_of_the_file(tmp_p
         (read_max_cut, "3 1.5\n", "n m in whole numbers, found '3 1.5'"),
         (read_quadratic_knapsack, "", "should begin with a name and n in whole numbers, found ''"),
         (read_quadratic_knapsack, "r_5\n", "a name and n in whole numbers, found ''"),
+        (read_ising, "2 1\n1 3 1\n", "entries lie between 1 and 2, found 1 to 3"),
+        (read_multidimensional_knapsack, "2 1 0\n3 4\n1 1\n", "2 items and 1 capacities need 5 numbers, found 4"),
+        (read_multidimensional_knapsack, "2\n", "begin with n m best in whole numbers, found '2'"),
+        (read_multidimensional_knapsack, f"{10**30} 1 0\n", "at most 10,000,000 variables"),
         (read_multiple_choice_knapsack, "\n", "groups options budgets in whole numbers, found ''"),
         (read_multiple_choice_knapsack, "2 3", "groups options budgets in whole numbers, found '2 3'"),
         (read_quadratic_knapsack, f"r\n{10**30}\n1 2 3\n", "is incomplete"),
