@@ -132,8 +132,8 @@ def compress(
         options: options on offer, for all layers or by patterns of their names as in `measure`. The default is
             ``prune_quantize(compensated=True)``; the measurement then holds an ``(in, in)`` matrix for each layer.
         skip: patterns of the names of layers to leave unchanged, as in `measure`.
-        only: patterns of the names of layers to compress; all others stay as they are, unless inputs of
-            theirs go; the rest of their weights then makes up for these.
+        only: patterns of the names of layers to compress. Others stay as they are, except that layers which lose inputs
+            (removed channels) are refitted.
         solver: name of a solver, a ``solvers.Solver``, or a dimod sampler.
         time_limit: seconds for the solver.
         seed: seed for measuring, solving and shuffling.

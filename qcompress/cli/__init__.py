@@ -3,11 +3,11 @@
     MODEL DATA ──measure──▶ measurement.npz ──formulate──▶ problem.npz ──solve──▶ solution.json ──apply──▶ model file
 
 Results go to stdout, progress and errors to stderr; with ``--json``, stdout contains nothing but JSON. If a file is to
-be written to ``/dev/stdout``, stdout contains nothing but this file, and results go to stderr too. What modules of the
-caller print then goes to stderr as well. An error is one
-line with exit code 2 (invalid command line) or 1 (anything else); ``--debug`` shows the traceback. Above the error of
-impossible budgets stands the reason, which ``--json`` prints on stdout under ``infeasibility``. Ctrl-C ends with exit
-code 130. The commands contain no logic: each calls one function of the library, imported only when it runs.
+be written to ``/dev/stdout``, stdout contains nothing but this file, and results go to stderr too. In both cases what
+the caller's modules print goes to stderr. An error is one line with exit code 2 (invalid command line) or 1 (anything
+else); ``--debug`` shows the traceback. Above the error of impossible budgets stands the reason, which ``--json`` prints
+on stdout under ``infeasibility``. Ctrl-C ends with exit code 130. The commands contain no logic: each calls one
+function of the library, imported only when it runs.
 """
 
 import re

@@ -24,7 +24,9 @@ def written_state(model: nn.Module) -> dict[str, Tensor]:
             ties what are two weights in the model.
     """
     places, state = all_names(_built(model)), all_names(model)
-    modules = {path for path, _ in model.named_modules()}  # others the model has on purpose not, such as a pooler
+    modules = {
+        path for path, _ in model.named_modules()
+    }  # one that the model lacks, such as a pooler, was left out on purpose
     if lost := sorted(name for name in places.keys() - state.keys() if name.rpartition(".")[0] in modules):
         raise EngineError(
             f"engine 'compressed-tensors' cannot write this model: from its configuration transformers builds "

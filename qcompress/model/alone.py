@@ -11,6 +11,12 @@ SAME_OUTPUT = 1e-3
 """Tolerance relative to the largest output: another batch size may use other kernels, which round differently."""
 
 
+def precision_of(model: nn.Module) -> float:
+    """Return the relative precision of the coarsest of a model's dtypes; 0 without a parameter."""
+    own = (torch.finfo(parameter.dtype).eps for parameter in model.parameters() if parameter.is_floating_point())
+    return max(own, default=0.0)
+
+
 def same_outputs(model: nn.Module, actual: Tensor, expected: Tensor) -> bool:
     """Whether outputs are equal up to rounding in the coarsest of the model's dtypes; infinities must be equal.
 
@@ -21,11 +27,7 @@ def same_outputs(model: nn.Module, actual: Tensor, expected: Tensor) -> bool:
     finite = expected.isfinite()
     if actual.shape != expected.shape or not torch.equal(actual[~finite], expected[~finite]):
         return False
-    coarsest = max(
-        (torch.finfo(parameter.dtype).eps for parameter in model.parameters() if parameter.is_floating_point()),
-        default=0.0,
-    )
-    far = max(SAME_OUTPUT, 16 * coarsest) * torch.where(finite, expected, 0.0).abs().max()
+    far = max(SAME_OUTPUT, 16 * precision_of(model)) * torch.where(finite, expected, 0.0).abs().max()
     return bool(((actual - expected)[finite].abs() <= far).all())
 
 

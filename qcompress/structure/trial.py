@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.removal import Removed, mask_, remove_
 from qcompress.model import forward as forwards
+from qcompress.model.alone import precision_of
 from qcompress.model.coupled import CoupledSet
 
 SAME = 1e-3
@@ -23,6 +24,9 @@ SAME = 1e-3
 
 ROUNDING = 100
 """Multiple of the number format's precision by which an output may differ relative to its largest value: rounding."""
+
+FLOAT32 = torch.finfo(torch.float32).eps
+"""Precision of the outputs that are compared, or coarser: that of the model."""
 
 ENOUGH = 4
 """Number of values of an output from which their spread says how much it varies."""
@@ -92,7 +96,7 @@ def _why_not(
     except Exception as error:
         return f"the model does not run without some units ({str(error).splitlines()[0] if str(error) else error!r})"
     pairs = list(zip(smaller, masked, strict=True))
-    precision = max(torch.finfo(dtype).eps for dtype in _formats(model) | {torch.float32})
+    precision = max(precision_of(model), FLOAT32)
     for found, expected in pairs:
         if found.shape != expected.shape:
             return f"without some units the outputs have shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
@@ -111,11 +115,7 @@ def _outputs(model: nn.Module, batches: Sequence[Any], forward: forwards.Forward
     return [output if output.ndim else output[None] for output in outputs]
 
 
-def _formats(model: nn.Module) -> set[torch.dtype]:
-    return {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
-
-
-def _tolerance(outputs: Tensor, precision: float = torch.finfo(torch.float32).eps) -> Tensor:
+def _tolerance(outputs: Tensor, precision: float = FLOAT32) -> Tensor:
     """Differences up to which outputs ``(samples, ...)`` are the same, computed with a relative ``precision``.
 
     They are relative to what varies: a constant much larger than that, or another output, must not hide it.
