@@ -95,7 +95,6 @@ CHANNELS = {
     "accuracy": "{accuracy:.1f}",
     "with batch norm taken again": "{renormed:.1f}",
 }
-UNTIMED = {heading: text for heading, text in CHANNELS.items() if heading != "time"}
 
 VIEWS = {
     "streaming": View(
@@ -134,6 +133,17 @@ VIEWS = {
             "working out the options, CPU-s": "{encode_s:.0f}",
             "largest resident GB": "{peak_gb:.2f}",
             "model GB": "{model_gb:.2f}",
+        }
+    ),
+    "measure_versions": View(
+        columns={
+            "network": "{network}",
+            "before, CPU-s": "{before_s:.1f}",
+            "now, CPU-s": "{now_s:.1f}",
+            "ratio": "{ratio:.2f}",
+            "least": "{least:.2f}",
+            "most": "{most:.2f}",
+            "costs differ by": "{costs:.1%}",
         }
     ),
     **{
@@ -300,7 +310,7 @@ VIEWS = {
     ),
     "channels_resnet20": View(columns=CHANNELS),
     "channels_resnet56": View(columns={**CHANNELS, "fine-tuned": "{tuned:.1f}"}),
-    "channels_efficientnet": View(columns={**UNTIMED, "fine-tuned": "{tuned:.1f}"}),
+    "channels_efficientnet": View(columns={**CHANNELS, "fine-tuned": "{tuned:.1f}"}),
     "heads_minilm": View(
         columns={
             "time asked for": "{share:g}",
