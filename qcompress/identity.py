@@ -204,9 +204,9 @@ class _Digest:
 
     def _add_mapping(self, value: Mapping[Any, Any], name: str) -> None:
         self._put("mapping", len(value))
-        for key in sorted(value, key=repr) if all(map(ownership.is_simple, value)) else value:
+        for key, item in value.items():  # in its order, which a forward pass may follow
             self.add(key, name)
-            self.add(value[key], f"{name}.{key}")
+            self.add(item, f"{name}.{key}")
 
     def _add_function(self, value: types.FunctionType, name: str) -> None:
         self._put("function", value.__module__, value.__qualname__)

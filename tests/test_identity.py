@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qcompress.identity import identify, identify_batches
+from qcompress.measuring.options_by_layer import Offered
+from qcompress.options import prune_quantize
 from tests.models import Residual, TiedLanguageModel, seeded
 
 
@@ -38,7 +40,7 @@ plain = st.recursive(
 def test_plain_values_have_one_digest_exactly_when_their_text_is_the_same(first: Any, second: Any) -> None:
     def text(value: Any) -> str:
         if isinstance(value, dict):
-            return repr({key: text(value[key]) for key in sorted(value, key=repr)})
+            return repr({key: text(item) for key, item in value.items()})
         return repr([text(item) for item in value]) if isinstance(value, list) else repr(value)
 
     assert (digest(first) == digest(second)) == (text(first) == text(second))
@@ -62,12 +64,20 @@ def nested(lengths: list[int]) -> Tensor:
         (torch.eye(2).to_sparse(), (2 * torch.eye(2)).to_sparse()),
         (range(3), range(4)),
         ({1, 2}, {1, 3}),
+        ({"relu": 1, "cos": 1}, {"cos": 1, "relu": 1}),
         (np.random.default_rng(0), np.random.default_rng(1)),
     ],
 )
 def test_values_that_differ_have_other_digests(first: Any, second: Any) -> None:
     assert digest(first) != digest(second)
     assert digest(first) == digest(first)
+
+
+@given(order=st.permutations(["0", "2", "*"]))
+def test_the_order_of_patterns_counts(order: list[str]) -> None:
+    options = {"0": prune_quantize(bits=(2,)), "2": prune_quantize(bits=(4,)), "*": prune_quantize(bits=(8,))}
+    offered = Offered.of({pattern: options[pattern] for pattern in order})
+    assert (digest(offered.to_json()) == digest(Offered.of(options).to_json())) == (order == list(options))
 
 
 def test_a_number_of_numpy_is_the_number() -> None:

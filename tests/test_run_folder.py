@@ -314,7 +314,10 @@ def batches() -> list[Tensor]:
 
 CODES: dict[str, Any] = {"options": prune_quantize(bits=(2, 3, 8), sparsity=(0,), compensated=True)}
 CHANNELS: dict[str, Any] = {"options": prune_channels()}
+PATTERNS = {"0": prune_quantize(bits=(8,), sparsity=(0,)), "*": prune_quantize(bits=(2, 3), sparsity=(0,))}
 ASKED: dict[str, dict[str, Any]] = {
+    "patterns": {"options": PATTERNS, "budget": {"bytes": 0.5}},
+    "patterns, turned": {"options": dict(reversed(PATTERNS.items())), "budget": {"bytes": 0.5}},
     "small": CODES | {"budget": {"bytes": 0.3}},
     "small, tuned": CODES | {"budget": {"bytes": 0.3}, "finetune_steps": 6},
     "large": CODES | {"budget": {"bytes": 0.4}},
@@ -355,6 +358,7 @@ fresh = cache(asked)
 @example(["channels, tuned", "channels", "channels, tuned"])
 @example(["channels", "channels in rounds", "channels"])
 @example(["small", "all channels"])
+@example(["patterns", "patterns, turned"])
 @settings(max_examples=5)
 @given(names=st.lists(st.sampled_from(sorted(ASKED)), min_size=3, max_size=6))
 def test_any_calls_in_one_folder_give_and_leave_there_what_each_gives_by_itself(names: list[str]) -> None:

@@ -99,7 +99,7 @@ class Offered:
         """Return plain JSON that identifies the offer; for options without patterns, the JSON of the options."""
         if not self.skip and self.only is None and list(self.by_pattern) == ["*"]:
             return self.by_pattern["*"].to_json()
-        options = {pattern: offered.to_json() for pattern, offered in self.by_pattern.items()}
+        options = [[pattern, offered.to_json()] for pattern, offered in self.by_pattern.items()]  # the first counts
         return {"options": options, "skip": list(self.skip), "only": None if self.only is None else list(self.only)}
 
     def _match(self, names: Sequence[str], patterns: Iterable[str]) -> str:
