@@ -113,6 +113,12 @@ def test_an_option_of_any_number_is_saved_as_it_is(library):
         ({"arguments": [3]}, "must be a mapping"),
         ({"arguments": {"variables": "many", "density": 1.0}}, ""),
         ({"family": "", "file": "problem.npz", "reader": "none"}, "there is no reader 'none'"),
+        ({"family": ""}, "neither a family nor a file"),
+        ({"best": 10**400}, "is no finite number"),
+        ({"best": True}, "its best True is no finite number"),
+        ({"fingerprint": ""}, "its fingerprint differs"),
+        ({"fingerprint": "0" * 64}, "its fingerprint differs"),
+        ({"sums": {"offset": 0.0}}, "its fingerprint differs"),
     ],
 )
 def test_a_record_that_does_not_hold_is_found(library, change, wrong):
@@ -149,6 +155,49 @@ def test_every_wrong_record_is_told_in_one_line(library, capsys):
     assert "qubo: its choice has the shape (5,), for 6 groups" in qubo
     assert "other: more than one record has this name" in other
     assert "2 records are wrong" in total
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda entry: {**entry, "extra": 1}, "qubo: it has unknown fields: extra"),
+        (lambda entry: {"name": "qubo"}, "qubo: it lacks the fields: origin"),
+        (lambda entry: {**entry, "best": 10**400}, "is no finite number"),
+        (lambda entry: {**entry, "best": "3"}, "qubo: its best '3' is no finite number"),
+        (lambda entry: {**entry, "sums": {"offset": "much"}}, "its sum of offset 'much' is no finite number"),
+        (lambda entry: {**entry, "arguments": None}, "qubo: its arguments must be a mapping, found None"),
+        (lambda entry: {**entry, "family": 5}, "qubo: its family must be a text, found 5"),
+        (lambda entry: {**entry, "name": ["qubo"]}, "record 0: its name must be a text"),
+        (lambda entry: [1], "record 0: a record must be a mapping, found [1]"),
+    ],
+)
+def test_an_entry_that_is_no_record_is_told_beside_the_others_and_never_lost(library, capsys, damage, told):
+    library.add(Record(name="right", origin="drawn", family="random_qubo", arguments=SMALL["random_qubo"]))
+    library.save()
+    content = json.loads((library.folder / RECORDS_FILE).read_text())
+    content["records"][0] = damage(content["records"][0])
+    (library.folder / RECORDS_FILE).write_text(json.dumps(content))
+    assert main(["instances", "verify", str(library.folder)]) == 1
+    printed = capsys.readouterr()
+    line, total = (line for line in printed.err.splitlines() if "recomputed" not in line)
+    assert told in line
+    assert "1 records are wrong" in total
+    assert "2 instances recomputed, 0 published" in printed.err + printed.out
+    for command in ("list", "improve"):
+        assert main(["instances", command, str(library.folder)]) == 1
+        assert told in capsys.readouterr().err
+    with pytest.raises(FormulationError, match="damaged records"):
+        Library(library.folder).save()
+    assert json.loads((library.folder / RECORDS_FILE).read_text()) == content
+
+
+def test_a_record_with_neither_family_nor_file_is_not_a_published_one(library, capsys):
+    library.records["qubo"] = replace(library.records["qubo"], family="")
+    library.save()
+    assert main(["instances", "verify", str(library.folder)]) == 1
+    printed = capsys.readouterr()
+    assert "neither a family nor a file" in printed.err
+    assert "1 instances recomputed, 0 published" in printed.err + printed.out
 
 
 def test_a_best_value_without_its_choice_is_found(library):
@@ -189,17 +238,58 @@ def test_a_generator_that_changed_is_noticed(library):
     assert ["fingerprint differs" in wrong for wrong in library.check("qubo")] == [True]
 
 
-@pytest.mark.parametrize(("factor", "accepted"), [(1 + 2e-16, True), (1 + 1e-9, False)])
-def test_a_generated_problem_may_differ_in_its_last_bits(library, monkeypatch, factor, accepted):
-    """NumPy's exponential depends on the processor; a changed generator shows in the recorded choice's objective."""
-    original = library.problem("qubo")
-    library.improve("qubo", solve(original, "brute-force"))
+def test_records_of_the_first_version_hold_for_the_same_bits(library):
+    """They have no sums; their fingerprint is that of all bits."""
+    problem = library.problem("qubo")
+    library.records["qubo"] = replace(library.records["qubo"], fingerprint=problem.fingerprint(), sums={})
+    assert library.check("qubo") == []
+    library.records["qubo"] = replace(library.records["qubo"], arguments={**SMALL["random_qubo"], "seed": 1})
+    assert ["fingerprint differs" in wrong for wrong in library.check("qubo")] == [True]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("factor", "accepted"), [(1 + 2e-16, True), (1 - 2e-16, True), (1 + 1e-9, False)])
+def test_a_generated_problem_may_differ_in_its_last_bits(family, tmp_path, monkeypatch, factor, accepted):
+    """NumPy's exponential depends on the processor."""
+    library = Library(tmp_path)
+    library.add(Record(name="one", origin="drawn", family=family, arguments=SMALL[family]))
+    original = library.problem("one")
+    sparse, terms = original.pairs.sparse, original.pairs.factor
     other = original.derived(
-        cost=original.cost * factor, pairs=replace(original.pairs, sparse=original.pairs.sparse * factor)
+        cost=original.cost * factor,
+        resources={name: use * factor for name, use in original.resources.items()},
+        budgets={name: budget * factor for name, budget in original.budgets.items()},
+        pairs=replace(
+            original.pairs,
+            sparse=None if sparse is None else sparse * factor,
+            factor=None if terms is None else terms * factor,
+        ),
     )
-    assert other.fingerprint() != original.fingerprint()
     monkeypatch.setattr("solvers.library.library.member", lambda *_: other)
-    assert (library.check("qubo") == []) == accepted
+    assert (library.check("one") == []) == accepted
+
+
+@pytest.mark.parametrize("what", ["cost", "resources", "budgets", "no budgets", "sparse", "factor", "offset"])
+def test_no_number_of_a_problem_changes_unseen_even_if_its_recorded_choice_costs_the_same(what, tmp_path, monkeypatch):
+    """The bound is no proof for another problem."""
+    library = Library(tmp_path)
+    library.add(Record(name="one", origin="drawn", family="factor_and_pairs", arguments=SMALL["factor_and_pairs"]))
+    original = library.problem("one")
+    library.improve("one", solve(original, "brute-force"))
+    unchosen = np.setdiff1d(np.arange(original.num_options), original.flat(library.choices["one"]))[-1]
+    lower = 1.0 - 1e-6 * (np.arange(original.num_options) == unchosen)
+    pairs = original.pairs
+    other = {
+        "cost": {"cost": original.cost * lower - 1e-9 * (lower < 1)},
+        "resources": {"resources": {name: use * lower for name, use in original.resources.items()}},
+        "budgets": {"budgets": {name: budget * (1 + 1e-6) for name, budget in original.budgets.items()}},
+        "no budgets": {"budgets": {}},
+        "sparse": {"pairs": replace(pairs, sparse=(pairs.sparse * lower[:, None] * lower).tocsr())},
+        "factor": {"pairs": replace(pairs, factor=pairs.factor * lower[:, None])},
+        "offset": {"offset": original.offset + 1e-6},
+    }[what]
+    monkeypatch.setattr("solvers.library.library.member", lambda *_: original.derived(**other))
+    assert ["fingerprint differs" in wrong for wrong in library.check("one")] == [True]
 
 
 def test_published_instances_are_read_from_their_folder(tmp_path):

@@ -35,7 +35,9 @@ def list_instances(folder: Folder, only: Only = "", as_json: arguments.AsJson = 
 
     Example: `qcompress instances list benchmarks/instances`
     """
-    records = [record for record in _opened(folder) if only in record.name]
+    library = _opened(folder)
+    library.require_whole()
+    records = [record for record in library if only in record.name]
     if as_json:
         from dataclasses import asdict
 
@@ -55,7 +57,11 @@ def verify(folder: Folder, published: Published = None, only: Only = "") -> int:
     Example: `qcompress instances verify benchmarks/instances`
     """
     library = _opened(folder, published)
-    failed = checked = absent = 0
+    damaged = [line for line in library.damaged if only in line]
+    for line in damaged:
+        complain(line)
+    failed = checked = len(damaged)
+    absent = 0
     for record in library:
         if only not in record.name:
             continue
@@ -85,6 +91,7 @@ def improve(
     from solvers import solve
 
     library = _opened(folder, published)
+    library.require_whole()
     for record in list(library):
         if only in record.name and not record.proven and library.has(record.name):
             start = library.choices.get(record.name)

@@ -5,8 +5,6 @@ not copied: their records name the file and its reader, and the folder with thes
 can be checked by arithmetic that shares no code with `Problem.evaluate`.
 """
 
-import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -25,16 +23,14 @@ from formulations.files import AnyPath
 from formulations.generators.families import member
 from solvers.errors import described
 from solvers.library.exact_sums import TOLERANCE, recomputed
+from solvers.library.numbers import pattern, same_numbers, sums
 from solvers.library.record import Record
 from solvers.search import PROOF_TOLERANCE
 from solvers.solution import Solution
 
 RECORDS_FILE = "records.json"
-RECORDS = FileKind("qcompress instance records", version=1)
+RECORDS = FileKind("qcompress instance records", version=2)
 CHOICES = FileKind("qcompress instance choices", version=1)
-
-SAME = 1e-12
-"""Maximum relative difference of an objective that the last bits of a problem's numbers may explain."""
 
 READERS = MappingProxyType(
     {
@@ -57,6 +53,10 @@ class Library:
         folder: path of the folder with ``records.json``.
         published: path of the folder with published instances, or None.
 
+    Attributes:
+        records, choices: the records and their best known choices ``(G,)``, by name.
+        damaged: a line for each entry of the file that is no record; such a library cannot be saved.
+
     >>> import tempfile
     >>> library = Library(tempfile.mkdtemp())
     >>> library.add(Record(name="q4", origin="drawn", family="random_qubo", arguments={"variables": 4, "density": 1.0}))
@@ -72,18 +72,38 @@ class Library:
         self.published = None if published is None else Path(published)
         self.records: dict[str, Record] = {}
         self.choices: dict[str, NDArray[np.int64]] = {}
+        self.damaged: list[str] = []
         self._twice: set[str] = set()
-        file = self.folder / RECORDS_FILE
-        if file.exists():
-            content = RECORDS.read_json(file)
-            with RECORDS.building(file):
-                self.records = {entry["name"]: Record(**entry) for entry in content["records"]}
-                names = Counter(entry["name"] for entry in content["records"])
-                self._twice = {name for name, count in names.items() if count > 1}
+        if (self.folder / RECORDS_FILE).exists():
+            self._read_records(self.folder / RECORDS_FILE)
         if (self.folder / "choices.npz").exists():
             _, arrays = CHOICES.read_arrays(self.folder / "choices.npz")
             for name, array in arrays.items():  # what holds no whole numbers stays as it is, for `check`
                 self.choices[name] = array.astype(np.int64) if array.dtype.kind in "iu" else array
+
+    def _read_records(self, file: Path) -> None:
+        content = RECORDS.read_json(file)
+        with RECORDS.building(file):
+            entries = list(content["records"])
+        for position, entry in enumerate(entries):
+            try:
+                record = Record.read(entry)
+            except FileFormatError as error:
+                named = entry.get("name") if isinstance(entry, dict) else None
+                self.damaged.append(f"{named if isinstance(named, str) else f'record {position}'}: {error}")
+                continue
+            if record.name in self.records:
+                self._twice.add(record.name)
+            self.records[record.name] = record
+
+    def require_whole(self) -> None:
+        """Refuse a library with entries that are no records.
+
+        Raises:
+            FileFormatError: there are such entries; the message gives the first.
+        """
+        if self.damaged:
+            raise FileFormatError(f"{self.folder / RECORDS_FILE} has damaged records: {self.damaged[0]}")
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
@@ -96,12 +116,16 @@ class Library:
         """
         if record.name in self.records:
             raise ValueError(f"the library already has an instance {record.name!r}")
-        self.records[record.name] = replace(record, fingerprint=self._read(record).fingerprint())
+        problem = self._read(record)
+        drawn = {"fingerprint": pattern(problem), "sums": sums(problem)}
+        self.records[record.name] = replace(
+            record, **(drawn if record.family else {"fingerprint": problem.fingerprint()})
+        )
 
     def has(self, name: str) -> bool:
-        """Whether the instance's problem is available: it can be generated, or its file exists."""
+        """Whether the instance's problem is available, unlike that of a published one whose file is missing."""
         record = self.records[name]
-        return bool(record.family) or self._file(record) is not None
+        return bool(record.family) or not record.file or self._file(record) is not None
 
     def problem(self, name: str) -> Problem:
         """Return the problem of an instance.
@@ -112,20 +136,10 @@ class Library:
         """
         record = self.records[name]
         problem = self._read(record)
-        if problem.fingerprint() != record.fingerprint and not self._same_but_rounding(record, problem):
+        found = pattern(problem) if record.sums else problem.fingerprint()
+        if found != record.fingerprint or (record.sums and not same_numbers(problem, record.sums)):
             raise FileFormatError(f"instance {name!r} is not the one that was recorded: its fingerprint differs")
         return problem
-
-    def _same_but_rounding(self, record: Record, problem: Problem) -> bool:
-        """Whether a generated problem may differ in last bits only: its recorded choice costs what is recorded.
-
-        NumPy's exponential gives other last bits on processors with other instructions.
-        """
-        choice = self.choices.get(record.name)
-        if not record.family or choice is None or record.best is None or len(choice) != problem.num_groups:
-            return False
-        objective, excess = recomputed(problem, choice)
-        return not excess and abs(objective - record.best) <= SAME * (1 + abs(objective))
 
     def improve(self, name: str, solution: Solution) -> bool:
         """Store the solution's choice or bound if they are better; return whether one of them was.
@@ -148,9 +162,7 @@ class Library:
         """List the errors of a record, by recomputing its choice and comparing its bound; empty if there are none."""
         record = self.records[name]
         wrong = ["more than one record has this name"] if name in self._twice else []
-        values = {"best": record.best, "bound": record.bound, "literature": record.literature}
-        wrong += [f"its {what} {value!r} is no finite number" for what, value in values.items() if not _is_known(value)]
-        if wrong:
+        if wrong := wrong + record.no_numbers():
             return wrong
         try:
             return self._recomputed_errors(record)
@@ -178,7 +190,12 @@ class Library:
         return wrong
 
     def save(self) -> None:
-        """Write the records and choices."""
+        """Write the records and choices.
+
+        Raises:
+            FileFormatError: the library has entries that are no records, which would be lost.
+        """
+        self.require_whole()
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = [{**asdict(record), "arguments": dict(record.arguments)} for record in self]
         RECORDS.write_json(self.folder / RECORDS_FILE, {"records": entries})
@@ -188,6 +205,8 @@ class Library:
     def _read(self, record: Record) -> Problem:
         if record.family:
             return member(record.family, record.arguments)
+        if not record.file:
+            raise FileFormatError(f"instance {record.name!r} has neither a family nor a file")
         if (file := self._file(record)) is None:
             raise FileNotFoundError(f"instance {record.name!r} is published in {record.origin}; its file {record.file} "
                                     "is missing: give the folder that contains it")  # fmt: skip
@@ -198,11 +217,6 @@ class Library:
     def _file(self, record: Record) -> Path | None:
         folders = [self.folder, *([] if self.published is None else [self.published])]
         return next((file for folder in folders if (file := folder / str(record.file)).is_file()), None)
-
-
-def _is_known(value: object) -> bool:
-    """Whether a value of a record is missing or a finite number."""
-    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _narrowed(choice: NDArray[Any]) -> NDArray[Any]:
