@@ -13,8 +13,8 @@ import torch
 import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
-from qcompress import identity as identities
-from qcompress.bytecode import imports_of, written_by
+from qcompress.digests.bytecode import imports_of, written_by
+from qcompress.digests.words import HashedWords
 from qcompress.identity import identify
 from qcompress.model.losses import as_loss
 from tests.model.test_plain_state import Scaled, Storing
@@ -180,13 +180,13 @@ def test_weights_are_read_once_wherever_else_they_are_held(monkeypatch: pytest.M
             self.others = [nn.Sequential(self.layer)]
 
     read: list[str] = []
-    add = identities._Digest._add_array
+    parts = HashedWords._of_tensor
 
-    def noted(self: Any, value: Any, name: str) -> None:
+    def noted(self: Any, value: Any, name: str) -> Any:
         read.append(name)
-        add(self, value, name)
+        return parts(self, value, name)
 
-    monkeypatch.setattr(identities._Digest, "_add_array", noted)
+    monkeypatch.setattr(HashedWords, "_of_tensor", noted)
     found = [digest(Listing(start)) for start in (0, 0, 1)]
     assert read == 3 * ["value.layer.weight", "value.layer.bias"]
     assert found[0] == found[1] != found[2]

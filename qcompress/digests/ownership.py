@@ -5,66 +5,26 @@ What belongs to Python or an installed package is known by its name; only what t
 
 import dataclasses
 import functools
-import importlib.util
 import inspect
-import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import Enum
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from qcompress.bytecode import assigned_by, functions_in, names_in, rebound_by, written_by
+from qcompress.digests.bytecode import assigned_by, functions_in, names_in, rebound_by, written_by
+from qcompress.digests.libraries import is_library
 
-_LIBRARY = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib"))
-_BY_NAME = ("qcompress", "solvers", "formulations", "torch", "numpy")
 _OF_LIBRARIES = ("_qcompress", "_hf_", "_is_hf_")
 """How private attributes begin that libraries set in modules of others."""
 _CACHED = type(functools.cache(len))
 _MODULE = frozenset(vars(nn.Module()))
 _OTHERWISE = (nn.Module, Mapping, Sequence, Set)
 """What is looked into in another way than by its attributes."""
-
-
-def is_library(value: Any) -> bool:
-    """Whether a class or function belongs to Python or an installed package rather than to the user."""
-    return is_library_module(getattr(value, "__module__", None) or "builtins")
-
-
-@functools.cache
-def is_library_module(name: str) -> bool:
-    """Whether a module belongs to Python or an installed package rather than to the user."""
-    if name.partition(".")[0] in _BY_NAME:
-        return True
-    module = sys.modules.get(name)
-    if name == "__main__" or module is None:
-        return False
-    file = getattr(module, "__file__", None)
-    return file is None or str(Path(file).resolve()).startswith(_LIBRARY)
-
-
-def is_installed(package: str) -> bool:
-    """Whether a package that need not be imported belongs to Python or is installed."""
-    try:
-        found = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return False
-    if found is None or found.origin is None:
-        return False
-    return found.origin in ("built-in", "frozen") or str(Path(found.origin).resolve()).startswith(_LIBRARY)
-
-
-def absolute(level: int, imported: str, function: types.FunctionType) -> str:
-    """Return the full name of a module that a function imports, or the name as it is if there is no such place."""
-    try:
-        return importlib.util.resolve_name("." * level + imported, function.__globals__.get("__package__"))
-    except (ImportError, ValueError):
-        return imported
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
@@ -140,9 +100,14 @@ def is_plain(value: Any) -> bool:
 
 
 def is_simple(value: Any) -> bool:
-    """Whether a value is plain, or a container of plain values."""
-    if isinstance(value, Mapping):
-        return all(map(is_simple, value.values()))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(map(is_simple, value))
-    return is_plain(value)
+    """Whether a value is plain, or a container of plain values, also if it holds itself."""
+    waiting, met = [value], {id(value): value}
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (Mapping, list, tuple, set, frozenset)):
+            held = {id(each): each for each in (item.values() if isinstance(item, Mapping) else item)}
+            waiting += [each for key, each in held.items() if key not in met]
+            met |= held
+        elif not is_plain(item):
+            return False
+    return True

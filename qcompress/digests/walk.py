@@ -1,0 +1,131 @@
+"""The walk through values of any kind: each part is added before the next one, on a list instead of the call stack."""
+
+import functools
+import inspect
+import types
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from qcompress.digests.models import ModelWords
+from qcompress.digests.ownership import is_plain
+from qcompress.digests.words import Parts, plain_words
+
+_NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
+
+
+class Digest(ModelWords):
+    """A SHA-256 that accepts values of any kind."""
+
+    def add(self, value: Any, name: str) -> None:
+        """Add one value with its parts."""
+        self.add_all([(value, name)])
+
+    def add_all(self, parts: Iterable[tuple[Any, str]]) -> None:
+        """Add values, each with its parts; a repeated value is identified by its order of arrival, so cycles end."""
+        waiting = [iter(parts)]
+        while waiting:
+            found = next(waiting[-1], None)
+            if found is None:
+                waiting.pop()
+            elif is_plain(found[0]):
+                self._put(plain_words(found[0]))
+            else:
+                waiting.append(self._parts(*found))
+
+    def _parts(self, value: Any, name: str) -> Parts:
+        if isinstance(value, (np.ndarray, Tensor)):
+            yield from self._of_array(value, name)
+        elif self._is_new(value):
+            yield from self._of_compound(value, name)
+        else:
+            self._put("seen", self._seen[id(value)][0])
+
+    def _of_compound(self, value: Any, name: str) -> Parts:
+        if isinstance(value, Mapping):
+            return self._of_mapping(value, name)
+        if isinstance(value, (list, tuple)):
+            return self._of_items("sequence", value, name)
+        if isinstance(value, (set, frozenset)):
+            return self._of_set(value, name)
+        if isinstance(value, weakref.ref):
+            return self._of_items("reference", [value()], name)
+        if isinstance(value, types.ModuleType):
+            return self._of_items("module", [value.__name__], name)
+        if isinstance(value, type):
+            return self._of_class(value, name)
+        if isinstance(value, types.FunctionType):
+            return self._of_function(value, name)
+        if isinstance(value, types.CodeType):
+            self._put("code", value.co_code, value.co_names, value.co_varnames)
+            return self._of_items("constants", value.co_consts, name)
+        if isinstance(value, types.MethodType):
+            return self._of_items("method", (value.__func__, value.__self__), name)
+        if isinstance(value, nn.Module):
+            return self._of_module(value, name)
+        return self._of_object(value, name)
+
+    def _of_mapping(self, value: Mapping[Any, Any], name: str) -> Parts:
+        self._put("mapping", len(value))
+        for key, item in value.items():  # in its order, which a forward pass may follow
+            yield key, name
+            yield item, f"{name}.{key}"
+
+    def _of_set(self, value: Iterable[Any], name: str) -> Parts:
+        """Yield the items in the order of their labels; those that have one label cannot be told apart, and are named.
+
+        Their own order differs between processes.
+        """
+        labelled: dict[str, list[Any]] = {}
+        for item in value:
+            labelled.setdefault(self._label(item), []).append(item)
+        self._put("set", sorted((label, len(items)) for label, items in labelled.items()))
+        for _, (first, *others) in sorted(labelled.items()):
+            if not others:
+                yield first, name
+            elif not is_plain(first):
+                self._cannot_check(first, name)
+
+    def _label(self, value: Any) -> str:
+        """Return what is known of an item without looking into it, the same in every process."""
+        if is_plain(value):
+            return repr(plain_words(value))
+        if id(value) in self._seen:
+            return f"seen {self._seen[id(value)][0]}"
+        if isinstance(value, (tuple, frozenset)):
+            labels = map(self._label, value)
+            return repr(sorted(labels) if isinstance(value, frozenset) else tuple(labels))
+        if isinstance(value, Tensor) and self._is_held(value):
+            return f"held {self._held[value.untyped_storage()._cdata][0]} {value.storage_offset()}"
+        named = value if isinstance(value, _NAMED) else type(value)
+        return f"{type(value).__name__} {named.__module__}.{named.__qualname__}"
+
+    def _of_object(self, value: Any, name: str) -> Parts:
+        """Yield the state that `copy` and `pickle` would store of any other object."""
+        if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
+            self._put("builtin", value.__module__, value.__qualname__)
+            return
+        if (wrapped := inspect.getattr_static(value, "__wrapped__", None)) is not None:
+            yield wrapped, name
+            if isinstance(value, functools._lru_cache_wrapper):
+                return
+        try:
+            reduced = value.__reduce_ex__(4)
+        except Exception:  # any class may refuse to be copied with any exception
+            self._put("unchecked", type(value).__module__, type(value).__qualname__)
+            self._cannot_check(value, name)
+            return
+        yield type(value), name
+        if isinstance(reduced, str):
+            self._put("named", reduced)
+            return
+        _, args, *rest = reduced
+        yield from self._of_items("made from", [item for item in args if item is not type(value)], name)
+        for extra in rest:
+            if extra is None or isinstance(extra, Mapping):
+                yield extra, name
+            else:
+                yield from self._of_items("state", extra if isinstance(extra, Iterable) else [extra], name)

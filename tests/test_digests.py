@@ -1,0 +1,158 @@
+"""The walk ends on whatever values refer to each other, and knows whose a module is."""
+
+import importlib
+import site
+import sys
+import sysconfig
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from qcompress.digests.libraries import is_library, is_library_module
+from qcompress.digests.ownership import is_simple
+from qcompress.identity import identify
+from tests.models import Residual, seeded
+from tests.test_identity import compiled, digest
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "list": list,
+    "dict": dict,
+    "namespace": types.SimpleNamespace,
+    "class": lambda: type("Made", (), {"__module__": "a_users_module"}),
+    "function": lambda: compiled("def run(x): return x"),
+}
+
+
+def linked(kinds: list[str], links: list[tuple[int, int]], leaf: int) -> Any:
+    """Values of these kinds, of which each may hold others, itself and all of them in a set; the last holds a leaf."""
+    nodes = [KINDS[kind]() for kind in kinds]
+    links = [*links, *((place, place + 1) for place in range(len(nodes) - 1))]
+    hashable = {node for node in nodes if isinstance(node, (type, types.FunctionType))}
+    for number, (first, second) in enumerate(links):
+        put(nodes[first % len(nodes)], f"to_{number}", nodes[second % len(nodes)])
+    put(nodes[0], "all", hashable)
+    put(nodes[-1], "leaf", leaf)
+    return nodes[0]
+
+
+def put(node: Any, key: str, value: Any) -> None:
+    if isinstance(node, list):
+        node.append(value)
+    elif isinstance(node, dict):
+        node[key] = value
+    else:
+        setattr(node, key, value)
+
+
+@given(
+    kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=8),
+    links=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=12),
+)
+def test_values_that_refer_to_each_other_have_digests(kinds: list[str], links: list[tuple[int, int]]) -> None:
+    one, same, other = (identify(linked(kinds, links, leaf)) for leaf in (1, 1, 2))
+    assert one == same
+    assert one.digest != other.digest
+
+
+class Listed(nn.Module):
+    """Knows all its kin in a set, as some registries do."""
+
+    def __init__(self, kin: set[Any]) -> None:
+        super().__init__()
+        self.layer, self.kin = nn.Identity(), kin
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if type(self) in KNOWN else x  # type: ignore[no-any-return]
+
+
+KNOWN = {Listed, Residual}
+
+
+def test_sets_that_hold_what_holds_them_have_digests() -> None:
+    def having(count: int) -> str:
+        kin: set[Any] = set()
+        model = nn.Sequential(*(Listed(kin) for _ in range(count)))
+        kin.update(model)
+        return digest(model)
+
+    assert having(2) == having(2) != having(3)
+    handlers = "def run(x): return x if run in ALL else {}\ndef other(x): return run(x)\nALL = {{run, other}}"
+    assert digest(compiled(handlers.format(1))) == digest(compiled(handlers.format(1)))
+    assert digest(compiled(handlers.format(1))) != digest(compiled(handlers.format(2)))
+    assert digest({(1, "a"), (2, frozenset({"b"}))}) != digest({(1, "a"), (2, frozenset({"c"}))})
+    assert identify({torch.ones(1), torch.zeros(1)}, "kept").unchecked == ("kept: Tensor",)
+
+
+def test_a_tree_with_links_to_its_root_is_simple() -> None:
+    def having(name: str) -> str:
+        model = seeded(Residual)
+        root: dict[str, Any] = {"name": "root", "children": []}
+        root["children"].append({"name": name, "parent": root})
+        model.tree = root  # type: ignore[assignment]
+        assert is_simple(root)
+        return digest(model)
+
+    assert having("leaf") == having("leaf") != having("twig")
+    mixed: list[Any] = [1, object()]
+    mixed.append(mixed)
+    assert not is_simple(mixed)
+
+
+def test_the_depth_of_calls_and_of_containers_does_not_count() -> None:
+    depth = 3 * sys.getrecursionlimit()
+
+    def chain(last: int) -> str:
+        steps = "\n".join(f"def step_{place}(x): return step_{place + 1}(x)" for place in range(depth))
+        return digest(compiled(f"{steps}\ndef step_{depth}(x): return x + {last}\ndef run(x): return step_0(x)"))
+
+    def nested(value: Any) -> str:
+        for _ in range(depth):
+            value = [value]
+        return digest(value)
+
+    assert chain(1) != chain(2)
+    assert nested(1) != nested(2)
+
+
+def test_a_folder_without_init_and_a_module_made_by_hand_are_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_namespace").mkdir()
+    (tmp_path / "a_namespace" / "settings.py").write_text("SCALE = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    by_hand = types.ModuleType("a_module_by_hand")
+    for name in ("a_namespace", "a_namespace.settings"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, by_hand.__name__, by_hand)
+    settings: Any = importlib.import_module("a_namespace.settings")
+    found = []
+    for value in (1, 1, 2):
+        settings.SCALE = by_hand.SCALE = value  # type: ignore[attr-defined]
+        of_namespace = compiled(
+            "def run(x): return x * a_namespace.settings.SCALE", a_namespace=sys.modules["a_namespace"]
+        )
+        found.append((digest(of_namespace), digest(compiled("def run(x): return x * made.SCALE", made=by_hand))))
+    assert found[0] == found[1]
+    assert found[0][0] != found[2][0]
+    assert found[0][1] != found[2][1]
+
+
+@pytest.mark.parametrize("folder", [site.getusersitepackages(), *map(sysconfig.get_path, ("stdlib", "purelib"))])
+def test_what_is_installed_anywhere_is_a_librarys(folder: str) -> None:
+    assert is_library_module(placed(f"{folder}/installed.py"), "installed")
+    assert not is_library_module(placed(f"{sysconfig.get_path('stdlib')}-of-mine/installed.py"), "installed")
+    assert is_library(sys.intern)
+    assert not is_library_module(sys, "__main__")
+
+
+def placed(file: str) -> types.ModuleType:
+    module = types.ModuleType("installed")
+    module.__file__ = file
+    return module
