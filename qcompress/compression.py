@@ -352,7 +352,7 @@ def _finished(
     chosen = steps.applied(request, run, fitted, solution, refitted=fitted is not measurement)
     chosen = steps.made_up(request, run, measurement, solution, chosen)
     loss_measured = steps.loss_of_choice(request, run, chosen)
-    smaller = steps.finetuned(request, run, chosen)
+    smaller = steps.finetuned(request, run, measurement, solution, chosen)
     outcome = decided(
         solution=solution,
         final=final,

@@ -160,7 +160,12 @@ def in_time(
     in_time = run.once(
         "in_time",
         unless_interrupted(make),
-        key={"problem": problem.fingerprint(), "choice": solution.choice, **request.solved_by()},
+        key={
+            **request.judged_by(),
+            "problem": problem.fingerprint(),
+            "start": start.fingerprint(),
+            "choice": solution.choice,
+        },
         kept=Kept("in_time.json", Solution.save, Solution.load),
     )
     return problem.with_budgets(**{LATENCY: in_time.details[ASKED]}), in_time

@@ -193,9 +193,7 @@ def refined(
         return better
 
     key = {
-        **request.measured_from(),
-        **request.identities,
-        **request.solved_by(),
+        **request.judged_by(),
         "problem": problem.fingerprint(),
         "choice": choice,
         "rounds": request.refine_rounds,
@@ -277,11 +275,10 @@ def guarded(
 
     statistics = {} if run.path is None else {"batch_norm_data": identity_of(batches, "batch_norm_data")}
     key = {
-        **request.measured_from(),
-        **request.identities,
-        **request.solved_by(),
+        **request.judged_by(),
         **statistics,
         "problem": problem.fingerprint(),
+        "loss limit": request.loss_limit,
         "choice": solution.choice,
         "refined": () if better is None else better.choice,
         "pairs": request.pairs,

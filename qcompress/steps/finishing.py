@@ -12,14 +12,13 @@ from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.compressed.record import record_of
 from qcompress.errors import ResultNotFiniteError
-from qcompress.identity import identify, identify_batches
 from qcompress.measurement import Measurement
 from qcompress.measuring.recoded import fitted_in_turn
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.opened import opened_of
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps import opened
-from qcompress.steps.request import KEPT, MODEL_FILE, Request
+from qcompress.steps.request import KEPT, MODEL_FILE, Request, identity_of
 from qcompress.training.finetune import finetune
 from solvers import Solution
 
@@ -82,12 +81,14 @@ def made_up(
     return run.once(
         "fit",
         make,
-        key={"chosen": chosen, **request.identities},
+        key={**_applied_from(request, run, measurement, solution, refitted=True), "chosen": chosen},
         kept=_kept_model(MODEL_FILE if request.finetune_steps == 0 else "fitted.safetensors", request.copied),
     )
 
 
-def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
+def finetuned(
+    request: Request, run: RunFolder, measurement: Measurement, solution: Solution, chosen: nn.Module
+) -> nn.Module:
     """Fine-tune the compressed model with the original as teacher, if steps are requested.
 
     The best step is selected on the held-out samples if there are any, otherwise on the calibration data.
@@ -111,7 +112,7 @@ def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
             cache=cache,
             on_progress=run.watched(request.on_finetune),
         ),
-        key={"chosen": chosen, **request.identities, **training},
+        key={**_applied_from(request, run, measurement, solution, refitted=True), "chosen": chosen, **training},
         kept=_kept_model(MODEL_FILE, request.copied),
     )
 
@@ -122,14 +123,13 @@ def _applied_from(
     """Return what the compressed model depends on; after a refit, this includes the held-out samples."""
     if run.path is None:
         return {}
-    batches, chosen = request.batch_norm_data, chosen_transforms(request.copied, measurement, solution)
-    statistics = identify(None) if batches is None else identify_batches(batches, "batch_norm_data")
+    chosen = chosen_transforms(request.copied, measurement, solution)
+    seen = {name: identity for name, identity in request.identities.items() if refitted or name != KEPT}
     return {
         **request.measured_from(),
-        **({KEPT: request.identities[KEPT]} if refitted else {}),
-        "forward": request.identities["forward"],
+        **seen,
         "transforms": [transform.to_json() for transform in chosen],
-        "batch_norm_data": statistics,
+        "batch_norm_data": identity_of(request.batch_norm_data, "batch_norm_data"),
     }
 
 

@@ -45,9 +45,7 @@ def chosen_again(
 
     everything = _measured_on_all(request, run, measurement)
     key = {
-        **request.measured_from(),
-        **request.identities,
-        **request.solved_by(),
+        **request.judged_by(),
         "problem": problem.fingerprint(),
         "won": won.to_json(),
         "pairs": request.pairs,

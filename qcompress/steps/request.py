@@ -148,6 +148,11 @@ class Request(Arguments):
         solver = [self.solver.name, self.solver]
         return {"solver": solver, "time_limit": self.time_limit, "seed": self.calibration.seed}
 
+    def judged_by(self) -> dict[str, Any]:
+        """Return everything that a true loss or time, and a choice made by it, depends on, besides the choice."""
+        engine = None if self.engine is None else [self.engine.name, self.engine]
+        return {**self.measured_from(), **self.identities, **self.solved_by(), "engine": engine}
+
 
 def identity_of(batches: Iterable[Any] | None, name: str) -> Identity:
     """Return the digest of all batches, or of None."""

@@ -72,7 +72,7 @@ class Toy(Engine):
                 told = {"name": name, "how": {"kind": "keep"} if len(stored) == 1 else item.transform.to_json()}
                 file.write(json.dumps(told).ljust(LINE).encode())
                 for key in sorted(stored):
-                    file.write(stored[key].contiguous().view(torch.uint8).numpy().tobytes())
+                    file.write(stored[key].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
             file.write(b"\0" * self.more)
 
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
@@ -84,11 +84,11 @@ class Toy(Engine):
                 told, content = json.loads(content[:LINE]), content[LINE:]
                 assert told["name"] == name
                 transform = transform_from_json(told["how"])
-                rows = value.shape[0]
                 if isinstance(transform, Keep):
                     size, arrays = value.nbytes, {}
                     value.copy_(_read(content[:size], value.dtype).view(value.shape))
                 else:
+                    rows = value.shape[0]
                     codes = transform.size_bytes(_target(value)) - 4 * rows
                     size = codes + 4 * rows
                     arrays = {"codes": _read(content[:codes], torch.uint8),
