@@ -38,10 +38,10 @@ from qcompress.refinement import RefineStep
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
 from qcompress.scalars import as_flag, as_number, as_whole, plain
-from qcompress.steps import Arguments, NoChoiceError, Request
+from qcompress.steps import Arguments, Request
 from qcompress.training.finetune import LEARNING_RATE, FinetuneProgress, require_training
 from qcompress.transforms.quantize.integer import IntegerProduct
-from solvers import Progress, Solution, SolverLike
+from solvers import NoChoiceError, Progress, Solution, SolverLike
 
 __all__ = ["NoChoiceError", "Result", "compress"]
 

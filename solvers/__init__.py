@@ -12,6 +12,7 @@ from typing import Any
 from solvers.base import Progress, Search, Solver, SolverInfo, SolverLike
 from solvers.errors import (
     InvalidOptionError,
+    NoChoiceError,
     SolverError,
     SolverUnavailableError,
     UnknownSolverError,
@@ -23,6 +24,7 @@ from solvers.solution import Solution, Status, StopReason, TracePoint
 
 __all__ = [
     "InvalidOptionError",
+    "NoChoiceError",
     "Progress",
     "Search",
     "Solution",

@@ -4,10 +4,16 @@ SolverError
 ├── UnknownSolverError      (ValueError)   no solver has that name; the message lists the known ones
 ├── InvalidOptionError      (ValueError)   the solver has no such option, or the value is invalid
 ├── UnsupportedProblemError (ValueError)   the solver does not support this kind or size of problem
+├── NoChoiceError           (RuntimeError) the solver found no choice, and did not prove that there is none
 └── SolverUnavailableError  (ImportError)  a package is missing; the message says what to install
 
 A budget that no choice can meet is refused before any solver runs, with `formulations.InfeasibleBudgetError`.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from formulations import Problem
 
 
 class SolverError(Exception):
@@ -24,6 +30,12 @@ class InvalidOptionError(SolverError, ValueError):
 
 class UnsupportedProblemError(SolverError, ValueError):
     """The solver does not support this kind or size of problem; the message says which solvers do."""
+
+
+class NoChoiceError(SolverError, RuntimeError):
+    """The solver found no choice within the budgets of ``problem``."""
+
+    problem: "Problem | None" = None
 
 
 class SolverUnavailableError(SolverError, ImportError):

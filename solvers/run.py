@@ -109,11 +109,7 @@ def solve(
             raise InvalidOptionError("wait=False only sends the problem: it takes no initial, on_progress or bound")
         job: Job = back_end.submit(problem, time_limit=time_limit)
         return job
-    back_end.prepare()
-    if problem.paired_budgets and not back_end.takes_use_pairs(problem):
-        from solvers import paired_budgets  # compiled code, imported only when used
-
-        paired_budgets.prepare()
+    prepare(back_end, problem)
     search = StatedSearch(
         problem,
         solver=back_end.name,
@@ -123,6 +119,15 @@ def solve(
         on_progress=on_progress,
     )
     return conduct(search, back_end, bound=bound, presolve=presolve)
+
+
+def prepare(back_end: Solver, problem: Problem) -> None:
+    """Compile what the back end needs for a problem, before the time of its run starts."""
+    back_end.prepare()
+    if problem.paired_budgets and not back_end.takes_use_pairs(problem):
+        from solvers import paired_budgets  # compiled code, imported only when used
+
+        paired_budgets.prepare()
 
 
 def conduct(search: Search, back_end: Solver, *, bound: bool = False, presolve: bool = True) -> Solution:

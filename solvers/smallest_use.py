@@ -4,8 +4,9 @@ Without pair terms, uses and costs are swapped, and the solver proves the minimu
 allows for the rounding of costs, which leaves nothing out, and if its choice is only just above the true limit, again
 under a lower one. With pair terms in the objective or in a resource, the budget is found by bisection: an objective
 within the limit lowers the sufficient use, a bound above the limit raises the proven lower bound, and an answer with
-neither changes nothing. The returned choice meets the limit and all budgets as `Problem.evaluate` computes them, and no
-such choice uses less than ``at_least``. Ctrl-C ends all of it, not only the solve that runs.
+neither changes nothing. A first choice may take all of the time. The returned choice meets the limit and all budgets as
+`Problem.evaluate` computes them, and no such choice uses less than ``at_least``. Ctrl-C ends all of it, not only the
+solve that runs.
 """
 
 import math
@@ -21,13 +22,14 @@ from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.problem import BUDGET_TOLERANCE, limit_of
 from solvers.base import OnProgress, SolverLike
-from solvers.errors import InvalidOptionError
-from solvers.run import solve
+from solvers.errors import InvalidOptionError, NoChoiceError
+from solvers.run import as_solver, prepare, solve
 from solvers.search import PROOF_TOLERANCE
-from solvers.solution import Solution, StopReason
+from solvers.solution import Solution, Status, StopReason
 from solvers.validation import require_problem
 
 FILE_KIND = FileKind("qcompress smallest use", version=2)
+FIRST_STEPS = (20, 4, 1)  # until a choice is within the limit, a solve gets one of so many parts of the time
 FIRST_SHARE = 0.9  # of the time, for the problem whose limit allows for rounding
 FINEST = 1e-6  # relative precision for uses that are not whole numbers
 LARGEST_WHOLE = 2.0**50  # up to here half of a unit is exact beside whole numbers
@@ -93,13 +95,14 @@ def smallest_use(
         resource: name of the resource whose use is minimised.
         at_most: upper limit on the objective.
         solver: the solver, same as in `solve`.
-        time_limit: maximum total time in seconds.
+        time_limit: maximum total time in seconds, in which the very first run of a solver does not count compiling.
         seed: random seed, same as in `solve`.
         on_progress: same as in `solve`, for every problem solved on the way.
 
     Raises:
         InvalidOptionError: the resource is unknown, or the limit is no finite number.
-        InfeasibleBudgetError: no choice was found within the limit; the message gives the smallest objective found.
+        InfeasibleBudgetError: no choice is within the limit; the message gives the smallest objective found.
+        NoChoiceError: no choice was found within the limit, which does not prove that there is none.
         KeyboardInterrupt: Ctrl-C ended the search before a choice was found.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {})
@@ -131,8 +134,7 @@ class _Search:
     ) -> None:
         self._problem, self._resource, self._at_most = problem, resource, at_most
         self._settings: dict[str, Any] = {"seed": seed, "on_progress": on_progress}
-        self._solver = solver
-        self._deadline = None if time_limit is None else time.perf_counter() + time_limit
+        self._solver = as_solver(solver)
         numbers = [problem.resources[resource], np.array([problem.fixed.get(resource, 0.0)])]
         numbers += [problem.resource_pairs[resource].data] if resource in problem.resource_pairs else []
         self._largest = float(np.maximum.reduceat(problem.resources[resource], problem.group_offsets[:-1]).sum())
@@ -140,7 +142,12 @@ class _Search:
         self._whole = all((values == np.floor(values)).all() for values in numbers) and self._largest < LARGEST_WHOLE
         self._at_least = problem.minimum_usage()[resource]
         self._best: SmallestUse | None = None
+        self._impossible = False  # proven: no choice is within the limit
         self._stops: set[StopReason] = set()
+        limited = problem.with_budgets(**{resource: self._largest})
+        self._solver.require(limited)
+        prepare(self._solver, limited)
+        self._deadline = None if time_limit is None else time.perf_counter() + time_limit
 
     def swapped(self) -> SmallestUse:
         """Solve without pair terms: uses become costs, and costs (minus each group's smallest) become a resource."""
@@ -151,9 +158,11 @@ class _Search:
         sizes = abs(self._limit()) + 2.0 * (abs(problem.offset) + float(np.abs(least).sum()))
         rounding = float(np.finfo(float).eps) * (16.0 + 4.0 * math.sqrt(problem.num_groups)) * sizes
         if room + rounding < 0:
+            self._impossible = True
             raise self._nothing(lowest)
         above = problem.cost - least[problem.group_of]
         solution = self._solved(above, room + rounding, FIRST_SHARE)
+        self._impossible = solution.choice is None and solution.status is Status.INFEASIBLE
         if solution.bound is not None:
             self._raise(solution.bound * (1 - BUDGET_TOLERANCE))
         if solution.choice is not None and not self._offer(solution.choice) and not self._interrupted():
@@ -187,7 +196,7 @@ class _Search:
         """Solve with pair terms: minimise the objective at one budget after another."""
         budget = self._problem.budgets.get(self._resource, self._largest)
         budget = float(math.floor(limit_of(budget))) if self._whole else budget
-        reached = self._try(min(self._largest, budget), steps=20)
+        reached = self._first(min(self._largest, budget))
         if self._best is None:
             raise self._nothing(reached)
         try:
@@ -195,6 +204,25 @@ class _Search:
         except KeyboardInterrupt:  # outside the solver, which handles it by itself
             self._stops.add(StopReason.INTERRUPTED)
         return self._found()
+
+    def _first(self, budget: float) -> float | None:
+        """Find a first choice within the limit, in as much of the time as that takes.
+
+        Returns:
+            None if one was found, else the smallest objective found.
+        """
+        start, reached = None, math.inf
+        for steps in FIRST_STEPS:
+            solution = self._within(budget, steps, start)
+            missed = self._missed(budget, solution)
+            if missed is None:
+                return None
+            if missed < reached:
+                start, reached = solution.choice, missed
+            cut = self._deadline is not None and solution.stop_reason is StopReason.TIME_LIMIT
+            if not cut or self._impossible or self._expired():
+                break
+        return reached
 
     def _bisect(self) -> None:
         """Halve the range between the best choice's use and the bound until one unit is left."""
@@ -222,18 +250,26 @@ class _Search:
         best = self._best
         if best is not None and best.usage <= budget:
             return None
+        return self._missed(budget, self._within(budget, steps))
+
+    def _within(self, budget: float, steps: int, initial: NDArray[np.int64] | None = None) -> Solution:
+        """Solve for uses of at most ``budget``, in one of ``steps`` parts of the remaining time."""
         # no use in whole numbers above the budget is within its tolerance, which is above 1 beyond 1e12
         stated = min(budget, (budget + 0.5) / (1 + BUDGET_TOLERANCE)) if self._whole else budget
-        solution = self._solve(self._problem.with_budgets(**{self._resource: stated}), self._left(steps))
+        return self._solve(self._problem.with_budgets(**{self._resource: stated}), self._left(steps), initial)
+
+    def _missed(self, budget: float, solution: Solution) -> float | None:
+        """Keep what was found or proven for a budget; return None for a choice within the limit, as `_try`."""
         if solution.choice is not None and self._offer(solution.choice):
             return None
         proven = solution.bound is not None and solution.bound > self._limit() + self._uncertainty(solution)
-        if proven or (solution.choice is None and str(solution.status) == "INFEASIBLE"):
+        if proven or (solution.choice is None and solution.status is Status.INFEASIBLE):
+            self._impossible = self._best is None
             self._raise(math.floor(budget) + 1.0 if self._whole else budget)
         return math.inf if solution.objective is None else solution.objective
 
-    def _solve(self, stated: Problem, seconds: float | None) -> Solution:
-        solution: Solution = solve(stated, self._solver, time_limit=seconds, **self._settings)
+    def _solve(self, stated: Problem, seconds: float | None, initial: NDArray[np.int64] | None = None) -> Solution:
+        solution: Solution = solve(stated, self._solver, time_limit=seconds, initial=initial, **self._settings)
         self._stops.add(solution.stop_reason)
         return solution
 
@@ -297,8 +333,16 @@ class _Search:
         if self._interrupted():
             return KeyboardInterrupt()
         came = "" if reached is None or math.isinf(reached) else f"; the smallest found is {reached:.6g}"
-        error = InfeasibleBudgetError(
-            f"no choice within the budgets has an objective of at most {self._at_most:g}{came}"
-        )
+        error: InfeasibleBudgetError | NoChoiceError
+        if self._impossible:
+            error = InfeasibleBudgetError(
+                f"no choice within the budgets has an objective of at most {self._at_most:g}{came}"
+            )
+        else:
+            when = "" if self._deadline is None else " before the time ended"
+            error = NoChoiceError(
+                f"no choice within the budgets with an objective of at most {self._at_most:g} was found{when}, which "
+                f"does not prove that there is none{came}; allow more time, raise the limit or take another solver"
+            )
         error.problem = self._problem
         return error

@@ -35,12 +35,11 @@ from qcompress import (
 )
 from qcompress.compressed.file import stored_parts
 from qcompress.compressed.record import record_of
-from qcompress.compression import NoChoiceError
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.formulation import consistent_rows
 from qcompress.model.samples import split_samples
 from qcompress.run_folder import RunFolder
-from solvers import Search, Solver, SolverError
+from solvers import NoChoiceError, Search, Solver, SolverError
 from solvers.heuristic.greedy import Greedy
 from tests.models import Residual, TiedLanguageModel, seeded
 

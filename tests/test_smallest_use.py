@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, PairTerms, Problem
 from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError
+from solvers.errors import InvalidOptionError, NoChoiceError
 from solvers.exact.brute_force import BruteForce
 from solvers.kernels.repair import repair
 from solvers.smallest_use import SmallestUse, smallest_use
@@ -67,7 +68,10 @@ def test_exact_solvers_find_the_smallest_use_and_none_proves_what_is_false(
     try:
         found = smallest_use(problem, "bytes", at_most, solver=solver, seed=0, time_limit=limit_s)
     except InfeasibleBudgetError:
-        assert smallest is None or solver != "brute-force"
+        assert smallest is None
+        return
+    except NoChoiceError:
+        assert solver != "brute-force"
         return
     assert smallest is not None
     judged = problem.evaluate(found.choice)
@@ -171,6 +175,63 @@ def test_uses_whose_tolerance_is_above_one_unit_are_proven_to_the_unit(scale: fl
     assert found.usage == found.at_least == by_brute_force(problem, 15.0)
     within = problem.with_budgets(bytes=found.usage / (1 + 0.9e-12))  # met only within the tolerance
     assert smallest_use(within, "bytes", 15.0, solver="brute-force").usage == found.usage
+
+
+@dataclass(frozen=True)
+class Slow(Solver):
+    """Finds a good choice only with enough time, and is never done."""
+
+    name: ClassVar[str] = "slow"
+    summary: ClassVar[str] = "a good choice with enough time"
+    presolved: ClassVar[bool] = False
+    runs: ClassVar[list[tuple[float | None, object]]] = []
+
+    enough_s: float = 5.0
+
+    def run(self, problem: Problem, search: Search) -> None:
+        self.runs.append((search.limit, None if search.initial is None else search.initial.tolist()))
+        search.offer([0] * problem.num_groups)
+        if search.limit is not None and search.limit >= self.enough_s:
+            BruteForce().run(problem, search)
+        search.cut_short()
+
+
+def least_objective(problem: Problem) -> float:
+    choices = itertools.product(*(range(len(options)) for options in problem.options))
+    return min(problem.evaluate(choice).objective for choice in choices)
+
+
+def test_a_first_choice_within_the_limit_may_take_all_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Slow, "runs", [])
+    problem = random_problem(0, pairs=True)
+    limit = least_objective(problem)
+    found = smallest_use(problem, "bytes", limit, solver=Slow(enough_s=40.0), time_limit=100)
+    assert found.usage == by_brute_force(problem, limit)
+    assert [start for _, start in Slow.runs[:3]] == [None, [0] * 4, [0] * 4]
+
+
+def test_that_no_choice_exists_is_said_only_if_it_is_proven() -> None:
+    problem = random_problem(0, pairs=True)
+    limit = least_objective(problem)
+    with pytest.raises(NoChoiceError, match="before the time ended, which does not prove.*; the smallest found is"):
+        smallest_use(problem, "bytes", limit, solver=Slow(enough_s=500.0), time_limit=100)
+    with pytest.raises(NoChoiceError, match="was found, which does not prove"):
+        smallest_use(problem, "bytes", limit, solver=Slow())
+    with pytest.raises(InfeasibleBudgetError, match="no choice within the budgets has"):
+        smallest_use(problem, "bytes", limit - 1e-3, solver="brute-force")
+    alone = random_problem(0, pairs=False, macs=True).with_budgets(macs=1e6)
+    with pytest.raises(InfeasibleBudgetError, match="no choice within the budgets has"):
+        smallest_use(alone, "bytes", least_objective(alone) - 1e-3, solver="greedy")
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_compiling_is_no_part_of_the_time(pairs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr("solvers.smallest_use.time", SimpleNamespace(perf_counter=lambda: clock.now_s))
+    monkeypatch.setattr(Slow, "prepare", lambda _: vars(clock).update(now_s=clock.now_s + 30.0))
+    monkeypatch.setattr(Slow, "runs", [])
+    smallest_use(random_problem(0, pairs=pairs), "bytes", 1e6, solver=Slow(), time_limit=20)
+    assert Slow.runs[0][0] == (1.0 if pairs else 18.0)
 
 
 @dataclass(frozen=True)

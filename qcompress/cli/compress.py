@@ -86,7 +86,7 @@ def compress(
     """
     import qcompress
     from formulations import InfeasibleBudgetError
-    from qcompress.compression import NoChoiceError
+    from solvers import NoChoiceError
 
     choice.require_context(target.target)
     engine = target.engine()

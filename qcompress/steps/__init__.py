@@ -18,12 +18,12 @@ from qcompress.steps.preflight import (
 )
 from qcompress.steps.repeating import chosen_again, known_finite
 from qcompress.steps.reporting import Outcome, loss_of_choice, reported
-from qcompress.steps.request import Arguments, NoChoiceError, Request
+from qcompress.steps.request import Arguments, Request
 from qcompress.steps.rounds import in_rounds
 from qcompress.steps.trial import ready, require_batch_norm_data, require_loss, require_solver
 
 __all__ = [
-    "Arguments", "NoChoiceError", "Outcome", "Request", "copied", "require_fitting", "require_taken",
+    "Arguments", "Outcome", "Request", "copied", "require_fitting", "require_taken",
     "require_for_channels", "require_times_that_add_up", "require_possible", "kept_aside", "measured", "formulated",
     "minimized", "limited", "solved", "refined", "guarded", "chosen_again", "moved", "taken", "refitted", "applied",
     "made_up", "finetuned", "reported", "known_finite", "loss_of_choice", "in_rounds", "require_batch_norm_data",

@@ -21,8 +21,8 @@ from qcompress.opened_guard import OpenedKeptLoss
 from qcompress.proposals import SOLVER, Proposal, feasible_settings, proposals, reference
 from qcompress.refinement import Refined, refine
 from qcompress.run_folder import Kept, RunFolder, remove
-from qcompress.steps.request import NoChoiceError, Request, identity_of
-from solvers import Solution, Solver, StopReason, judge, solve
+from qcompress.steps.request import Request, identity_of
+from solvers import NoChoiceError, Solution, Solver, StopReason, judge, solve
 from solvers.base import relative_gap
 from solvers.composites.tied import TiedSolver
 from solvers.run import as_solver
@@ -94,6 +94,7 @@ def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse
 
     Raises:
         InfeasibleBudgetError: no choice has a predicted loss within the limit.
+        NoChoiceError: the solver found none, and did not prove that there is none.
     """
     resource, limit = request.minimize, request.loss_limit
     if resource is None or limit is None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from formulations import Problem
 from formulations.files import AnyPath
 from qcompress.budgets import Amount
 from qcompress.engines.base import Engine
@@ -23,7 +22,7 @@ from qcompress.model.samples import Split
 from qcompress.options import Options
 from qcompress.refinement import RefineStep
 from qcompress.training.finetune import FinetuneProgress
-from solvers import Progress, Solver, SolverError, SolverLike
+from solvers import Progress, Solver, SolverLike
 
 KEPT = "validation"
 """Name of the identity of the held-out batches."""
@@ -36,12 +35,6 @@ REFITTED_FILE = "refitted.npz"
 
 
 MODEL_FILE = "model.safetensors"
-
-
-class NoChoiceError(SolverError, RuntimeError):
-    """The solver found no choice within the budgets of ``problem``."""
-
-    problem: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

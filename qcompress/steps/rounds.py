@@ -26,9 +26,9 @@ from qcompress.options import Options
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
 from qcompress.steps.reporting import write_text
-from qcompress.steps.request import KEPT, MEASUREMENT_FILE, MODEL_FILE, NoChoiceError, Request
+from qcompress.steps.request import KEPT, MEASUREMENT_FILE, MODEL_FILE, Request
 from qcompress.transforms.channels import KeepChannels
-from solvers import Solution
+from solvers import NoChoiceError, Solution
 
 START = "all at once"
 """Name of the run that chooses everything at once."""
