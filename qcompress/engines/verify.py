@@ -33,6 +33,8 @@ ROWS = 64
 """Number of rows of outputs that are compared at once: those of a large vocabulary take much memory."""
 RESOLUTION = torch.finfo(torch.float32).eps ** 2
 """Squared spread of outputs, relative to their squares, that is no more than their rounding."""
+LOWEST = forwards.RULED_OUT / 2
+"""Outputs below are scores of excluded classes, which engines give as minus infinity or any number that far away."""
 CHAOTIC = 1.5
 """Largest difference of outputs, relative to the one that rounding alone makes, of a model that amplifies rounding."""
 
@@ -43,7 +45,8 @@ class Verification:
 
     Attributes:
         size_bytes: bytes of the file.
-        max_difference: largest difference between the engine's outputs and the emulation's.
+        max_difference: largest difference between the engine's outputs and the emulation's; excluded classes (minus
+            infinity) do not differ if both exclude them, else infinitely.
         kl: mean KL divergence from the emulation's outputs to the engine's, nats per sample, over the last dimension.
         agreement: share of outputs with the same largest entry.
         by_rounding: root mean square by which the emulation's outputs change, relative to their spread, if every layer
@@ -194,7 +197,7 @@ class Difference:
 
 
 def compared(run: EngineRun, expected: EngineRun) -> Difference:
-    """Compare the outputs ``(…, numbers)`` of two runs.
+    """Compare the outputs ``(…, numbers)`` of two runs, without classes that both exclude.
 
     >>> same = EngineRun(outputs=(torch.eye(3),), wall_s=1.0)
     >>> compared(same, same)
@@ -221,18 +224,23 @@ def compared(run: EngineRun, expected: EngineRun) -> Difference:
 def _whole_extent(expected: EngineRun) -> float:
     """Squared spread of all outputs, or of their difference from 0 if they are one number."""
     numbers = torch.cat([output.detach().cpu().double().reshape(-1) for output in expected.outputs])
+    numbers = numbers[numbers > LOWEST]
     spread, size = float((numbers - numbers.mean()).square().sum()), float(numbers.square().sum())
     return spread if spread > RESOLUTION * size else size
 
 
 def _differing(actual: Tensor, wanted: Tensor) -> tuple[float, ...]:
     """Largest difference of ``(rows, numbers)``; sums of squares of differences, spread and numbers, of KL, answers."""
-    log_p, log_q, off = wanted.log_softmax(-1), actual.log_softmax(-1), actual - wanted
+    excluded = wanted <= LOWEST
+    off = (actual - wanted).where(~excluded, 0.0).where(excluded == (actual <= LOWEST), math.inf)
+    numbers, count = wanted.where(~excluded, 0.0), (~excluded).sum(-1, keepdim=True).clamp(min=1)
+    spread = (numbers - numbers.sum(-1, keepdim=True) / count).where(~excluded, 0.0)
+    log_p, log_q = (scores.clamp(min=forwards.RULED_OUT).log_softmax(-1) for scores in (wanted, actual))
     return (
         float(off.abs().max()),
         float(off.square().sum()),
-        float((wanted - wanted.mean(-1, keepdim=True)).square().sum()),
-        float(wanted.square().sum()),
+        float(spread.square().sum()),
+        float(numbers.square().sum()),
         float((log_p.exp() * (log_p - log_q)).sum()),
         float((actual.argmax(-1) == wanted.argmax(-1)).sum()),
         float(len(wanted)),

@@ -174,3 +174,54 @@ def test_without_room_for_the_dense_models_file_the_new_file_is_accepted(
     assert result.verification.ok
     assert math.isnan(result.verification.speedup)
     assert f"is written to {tempfile.gettempdir()}: [Errno 28] No space" in result.verification.not_compared
+
+
+class Excluding(nn.Module):
+    """Scores of four classes of which one is excluded."""
+
+    def __init__(self, score: float) -> None:
+        super().__init__()
+        self.layers = Chain(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, score, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) + self.mask
+
+
+@pytest.mark.parametrize("score", [-math.inf, torch.finfo(torch.float32).min])
+def test_excluded_classes_neither_differ_nor_hide_what_differs(score: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch, path = Excluding(score).eval(), torch.randn(8, 32), tmp_path / "file.onnx"
+    qcompress.export(model, path, target=EXACT, example=batch)
+    sound = verified(path, model, [batch])
+    assert sound.ok, sound.why_not
+    assert sound.max_difference < 1e-4
+    assert sound.agreement == 1.0
+    assert 0 <= sound.kl < 1e-6
+    with_other_operators(path, "Relu", "Tanh")
+    wrong = verified(path, model, [batch])
+    assert not wrong.ok
+    assert "its outputs differ" in wrong.why_not
+    assert math.isfinite(wrong.max_difference)
+
+
+def test_a_model_with_an_excluded_class_is_compressed_for_an_engine(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(8, 32), torch.randn(8, 32)]
+    result = qcompress.compress(
+        Excluding(-math.inf).eval(), batches, budget={"bytes": 0.8}, target=EXACT, output=tmp_path / "file.onnx"
+    )
+    assert result.verification is not None
+    assert result.verification.ok, result.verification.why_not
+
+
+@pytest.mark.parametrize("excluded", [-math.inf, -1e30, float(torch.finfo(torch.float32).min)])
+def test_a_class_that_only_one_run_excludes_differs_infinitely(excluded: float) -> None:
+    wanted = torch.tensor([[1.0, 2.0, -1e30], [3.0, 1.0, -1e30]])
+    same, other = wanted.clone(), wanted.clone()
+    same[:, 2], other[0, 1], other[:, 2] = excluded, excluded, excluded
+    runs = {name: EngineRun(outputs=(rows,), wall_s=1.0) for name, rows in {"wanted": wanted, "same": same}.items()}
+    assert compared(runs["same"], runs["wanted"]) == compared(runs["wanted"], runs["wanted"])
+    for actual, expected in ((other, wanted), (wanted, other)):
+        found = compared(*(EngineRun(outputs=(rows,), wall_s=1.0) for rows in (actual, expected)))
+        assert found.largest == found.relative == math.inf
