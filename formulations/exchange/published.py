@@ -174,6 +174,7 @@ def read_multiple_choice_knapsack(path: AnyPath) -> Problem:
 
     def problem(words: list[str]) -> Problem:
         groups, options, budgets = _sizes(words, 3, "groups options budgets")
+        require_readable(max(groups, options))
         rest = words[3:]
         if not 0 <= budgets <= len(rest):
             raise ValueError(f"{budgets} budgets need as many capacities, found {len(rest)} numbers")
@@ -202,7 +203,9 @@ def _read(path: AnyPath, what: str, build: Callable[[list[str]], Problem]) -> Pr
     content = Path(path).read_bytes()
     try:
         lines = content.decode("utf-8-sig").splitlines()
-        return build([word for line in lines if not line.lstrip().startswith("#") for word in line.split()])
+        words = [word for line in lines if not line.lstrip().startswith("#") for word in line.split()]
+        with np.errstate(over="ignore", invalid="ignore"):  # a problem refuses numbers that are not finite
+            return build(words)
     except (OverflowError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise FileFormatError(f"{path} is not {what} instance, or is incomplete: {error}") from error
 
@@ -228,8 +231,8 @@ def _entries(words: list[str]) -> tuple[int, NDArray[np.int64], NDArray[np.int64
         raise ValueError(f"{count} entries need {3 * count} numbers, found {len(numbers)}")
     table = np.array(numbers, dtype=np.float64).reshape(count, 3)
     places = table[:, :2]
-    least, most = places.min(initial=1), places.max(initial=1)
-    if not (least >= 1 and most <= max(size, 1)):
+    least, most = places.min(initial=1), places.max(initial=0)
+    if not (least >= 1 and most <= size):
         raise ValueError(f"entries lie between 1 and {size}, found {least:g} to {most:g}")
     if (broken := places[places != np.floor(places)]).size:
         raise ValueError(f"vertices and variables are whole numbers, found {broken[0]:g}")

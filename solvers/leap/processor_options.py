@@ -48,7 +48,7 @@ def embedding_of(embedding: Mapping[Any, Any] | str) -> Embedding:
 
     Raises:
         InvalidOptionError: it does not map whole numbers (or texts of them, as in JSON) to lists of whole numbers, two
-            keys are the same number, or the file cannot be read.
+            keys or two qubits of a chain are the same number, or the file cannot be read.
         FileFormatError: the file is damaged, or holds no JSON object.
 
     >>> embedding_of({"0": [3, 7], "1": (4,)})
@@ -68,6 +68,10 @@ def embedding_of(embedding: Mapping[Any, Any] | str) -> Embedding:
         ) from error
     if twice := [v for v, count in collections.Counter(variables).items() if count > 1]:
         raise InvalidOptionError(f"option 'embedding' must map each variable to one chain, found two for {twice[0]}")
+    if twice := [v for v, chain in zip(variables, chains, strict=True) if len(set(chain)) < len(chain)]:
+        raise InvalidOptionError(
+            f"option 'embedding' must name each qubit of a chain once, found one twice for variable {twice[0]}"
+        )
     return dict(zip(variables, chains, strict=True))
 
 
@@ -96,4 +100,22 @@ def refusals(submissions: Sequence[Mapping[str, Any]], properties: Mapping[str, 
         why.append(f"an anneal schedule of {schedule[-1][0]:g} microseconds, it takes at most {longest:g}")
     if any((s1 - s0) * shortest > (t1 - t0) * (1 + 1e-9) for (t0, s0), (t1, s1) in itertools.pairwise(schedule)):
         why.append(f"an anneal schedule steeper than 1/{shortest:g} per microsecond")
+    _, longest_run = properties.get("problem_run_duration_range", (0.0, math.inf))
+    if (run_us := max(run_duration_us(one, properties) for one in submissions)) > longest_run:
+        why.append(
+            f"a submission that runs for {run_us:g} microseconds, it takes at most {longest_run:g}: use fewer reads, "
+            "shorter anneals or more gauges, which divide the reads"
+        )
     return why
+
+
+def run_duration_us(submission: Mapping[str, Any], properties: Mapping[str, Any]) -> float:
+    """Duration of a submission as a processor limits it: reads and programming, with the processor's default waits.
+
+    >>> run_duration_us({"num_reads": 100, "annealing_time": 20.0}, {"default_programming_thermalization": 1000.0})
+    3000.0
+    """
+    schedule = submission.get("anneal_schedule")
+    default_us = schedule[-1][0] if schedule else properties.get("default_annealing_time", 0.0)
+    read_us = submission.get("annealing_time", default_us) + properties.get("default_readout_thermalization", 0.0)
+    return float(submission["num_reads"] * read_us + properties.get("default_programming_thermalization", 0.0))

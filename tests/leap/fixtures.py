@@ -35,7 +35,8 @@ def processor(size=24):
     """A quantum processor on which every qubit meets every other."""
     from dwave.cloud.testing.mocks import qpu_clique_solver_data, qpu_problem_timing_data
 
-    return qpu_clique_solver_data(size, avg_load=0.1, problem_timing_data=qpu_problem_timing_data())
+    more = {"problem_timing_data": qpu_problem_timing_data(), "problem_run_duration_range": [0.0, 1e7]}
+    return qpu_clique_solver_data(size, avg_load=0.1, **more)
 
 
 def pegasus(size=3, name="pegasus", load=0.0):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,7 @@ WRONG = [
     ({"embedding": {1.7: [1]}}, "each variable"),
     ({"embedding": {float("inf"): [1]}}, "each variable"),
     ({"embedding": {0: [1], "0": [2]}}, "found two for 0"),
+    ({"embedding": {0: [1, 2], 1: [3, 4, 3]}}, "each qubit of a chain once, found one twice for variable 1"),
     ({"embedding": "nowhere.json"}, "nowhere.json"),
 ]
 
@@ -91,6 +93,8 @@ NOT_TAKEN = [
     ({"annealing_time_us": 0.01}, "annealing_time_us=0.01, it takes"),
     ({"anneal_schedule": ((0, 0), (5000, 1))}, "schedule of 5000 microseconds, it takes at most 2000"),
     ({"anneal_schedule": ((0, 0), (10, 0), (10.1, 1))}, "steeper than"),
+    ({"annealing_time_us": 2000, "num_reads": 10_000}, "runs for 2.*e.07 microseconds, it takes at most 1e.07"),
+    ({"anneal_schedule": ((0, 0), (2000, 1)), "num_reads": 10_000, "gauges": 1}, "runs for 2.*e.07 microseconds"),
 ]
 
 
@@ -98,10 +102,17 @@ NOT_TAKEN = [
 @pytest.mark.parametrize("solver", [QuantumProcessor, Decomposed])
 def test_what_the_processor_does_not_take_is_refused_before_anything_is_sent(leap, mock, solver, options, said):
     for more in ({}, {name: value for name, value in mock.items() if name != "seed"}):
-        assert said.replace("e.09", "e+09") in solver(**options, **more).estimate(SPARSE).refusal
+        assert re.search(said, solver(**options, **more).estimate(SPARSE).refusal)
         with pytest.raises(UnsupportedProblemError, match=said):
             solve(SPARSE, solver(**options, **more), initial=[0] * 4)
     assert not leap.problems
+
+
+@pytest.mark.parametrize("solver", [QuantumProcessor, Decomposed])
+def test_gauges_divide_the_reads_so_that_each_submission_is_short_enough(mock, solver):
+    options = {"annealing_time_us": 2000, "num_reads": 10_000, **{k: v for k, v in mock.items() if k != "seed"}}
+    assert solver(**options, gauges=2).estimate(SPARSE).refusal  # programming takes time too
+    assert not solver(**options, gauges=3).estimate(SPARSE).refusal
 
 
 def test_a_schedule_of_too_many_points(mock):

@@ -150,7 +150,7 @@ def test_numbers_of_numpy_are_numbers(mock, solver):
 
 
 PLAIN = layered_problem(4, bits=(2, 4, 8))
-DAMAGED = ["", "[]", "{}", "cut", {"0": [10**6]}, {"0": "x"}, {"0": []}, "lacks 0", "overlap"]
+DAMAGED = ["", "[]", "{}", "cut", {"0": [10**6]}, {"0": "x"}, {"0": []}, "lacks 0", "overlap", "twice"]
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=str)
@@ -166,6 +166,8 @@ def test_a_stored_embedding_that_is_damaged_is_found_anew(mock, tmp_path, conten
         content = json.dumps({v: chain for v, chain in good.items() if v != "0"})
     elif content == "overlap":
         content = json.dumps(good | {"0": good["1"]})
+    elif content == "twice":
+        content = json.dumps(good | {"0": good["0"] * 2})
     kept.write_text(content)
     assert solve(SPARSE, "qpu", **mock).details["qubits"] == plain.details["qubits"]
     assert json.loads(kept.read_text()) == good
