@@ -6,7 +6,6 @@ progress and status always refer to the original problem.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 
@@ -124,4 +123,5 @@ def cheap(problem: Problem) -> Choice | None:
     """Repair the choice of every group's cheapest option to meet the budgets."""
     from solvers.kernels.repair import repair  # compiled code, imported only when used
 
-    return repair(problem, [int(np.argmin(problem.cost[begin:end])) for begin, end in pairwise(problem.group_offsets)])
+    starts = problem.group_offsets[:-1]
+    return repair(problem, np.lexsort((problem.cost, problem.group_of))[starts] - starts)

@@ -186,6 +186,26 @@ def test_a_model_that_takes_too_long_to_build_is_not_begun(name, monkeypatch):
     assert "s are left" in solution.details["not_sampled"]
 
 
+def test_steepest_descent_searches_large_sparse_models_in_a_tree_for_the_same_samples(monkeypatch):
+    """Searching a list takes a time that grows with the square of the size, which no time limit can end."""
+    sampler, trees = dwave.samplers.SteepestDescentSampler, []
+    sample = sampler.sample
+
+    def spy(self, bqm, *, large_sparse_opt, **options):
+        trees.append((bqm.num_variables, large_sparse_opt))
+        return sample(self, bqm, large_sparse_opt=large_sparse_opt, **options)
+
+    monkeypatch.setattr(sampler, "sample", spy)
+    problem, options = layered_problem(1000, rank=0, bits=(2, 4, 8)), {"seed": 0, "rounds": 1, "num_reads": 3}
+    by_tree = solve(problem, "steepest-descent", **options)
+    monkeypatch.setattr("solvers.qubo.steepest_descent.TREE", np.inf)
+    by_list = solve(problem, "steepest-descent", **options)
+    assert trees[0][1]
+    assert trees == [(trees[0][0], True), (trees[0][0], False)]
+    assert by_tree.choice.tolist() == by_list.choice.tolist()
+    assert by_tree.details["objective_decoded"] == by_list.details["objective_decoded"]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_cheapest_option_of_a_group_is_the_first_of_equal_ones(seed):
     drawn = small_problem(seed, max_groups=6, max_options=5)
