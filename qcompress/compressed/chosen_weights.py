@@ -15,6 +15,7 @@ from formulations.files import replacing
 from qcompress.compressed.record import CompressedPart, Compression, attach
 from qcompress.measurement import Measurement
 from qcompress.model.opened import opened_from, opened_of
+from qcompress.model.tensors import all_names
 from qcompress.model.weight_files import StoredTensor, WeightFiles
 from qcompress.transforms.base import Keep, Transform
 
@@ -48,9 +49,12 @@ class ChosenWeights(WeightFiles):
     def __init__(self, files: WeightFiles, parts: Sequence[CompressedPart], model: nn.Module) -> None:
         self.folder, self._original, self._model = files.folder, files, model
         self._of: dict[str, list[CompressedPart]] = {}
+        names: dict[int, list[str]] = {}  # a weight that modules share under different names has all of them
+        for name, tensor in all_names(model).items():
+            names.setdefault(id(tensor), []).append(name)
         for item in parts:
-            for path in item.part.modules if item.stored else ():
-                self._of.setdefault(f"{path}.{item.part.parameter}", []).append(item)
+            for name in names[id(item.part.site(model).weight)] if item.stored else ():
+                self._of.setdefault(name, []).append(item)
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self._original[name]

@@ -47,6 +47,7 @@ class Opened(Blocks):
     ) -> None:
         super().__init__(model, blocks)
         self.files, self.make, self.stubs = files, make, 0
+        self._stored = {name: next(filter(files.__contains__, names)) for names in _by_tensor(model) for name in names}
         self._held: dict[str, int] = {}
         self._meta: dict[str, list[tuple[nn.Module, str, nn.Parameter]]] = {}
         self._fingerprint: str | None = None
@@ -60,7 +61,7 @@ class Opened(Blocks):
         path, _, key = name.rpartition(".")
         place = self._model.get_submodule(path)._parameters[key]
         assert place is not None  # noqa: S101
-        return self.files.read(name).to(place.dtype)
+        return self.files.read(self._stored.get(name, name)).to(place.dtype)
 
     @contextlib.contextmanager
     def loaded(self, block: str) -> Iterator[nn.Module]:
@@ -117,15 +118,18 @@ class Opened(Blocks):
         if self._held[path] > 1:
             return
         places, block = [], self._model.get_submodule(path)
+        read: dict[int, nn.Parameter] = {}  # a weight that several modules share is one
         for inner, module in block.named_modules(prefix=path):
             for key, place in list(module._parameters.items()):
                 if place is None:
                     continue
-                numbers = self.read(f"{inner}.{key}")
-                if not bool(torch.isfinite(numbers).all()):
-                    raise ModelError(f"the weight {f'{inner}.{key}'!r} holds NaN or infinity")
+                if id(place) not in read:
+                    numbers = self.read(f"{inner}.{key}")
+                    if not bool(torch.isfinite(numbers).all()):
+                        raise ModelError(f"the weight {f'{inner}.{key}'!r} holds NaN or infinity")
+                    read[id(place)] = nn.Parameter(numbers, requires_grad=False)
                 places.append((module, key, place))
-                module._parameters[key] = nn.Parameter(numbers, requires_grad=False)
+                module._parameters[key] = read[id(place)]
         self._meta[path] = places
 
     def _free(self, path: str) -> None:
@@ -245,24 +249,30 @@ def require_in_memory(model: nn.Module, name: str, instead: str) -> None:
         raise ModelError(f"{name} needs a model in memory, and this one is read block by block: {instead}")
 
 
+def _by_tensor(model: nn.Module) -> list[list[str]]:
+    """Return the names in the state dict by tensor; a shared one has several."""
+    names: dict[int, list[str]] = {}
+    state: dict[str, Any] = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
 def _require_stored(model: nn.Module, files: WeightFiles) -> None:
     """Check that the files hold the model's weights.
 
     Raises:
         ModelError: names a weight that is missing or has another shape.
     """
-    by_place: dict[int, list[str]] = {}
-    state: dict[str, Any] = model.state_dict(keep_vars=True)
-    for name, place in state.items():
-        by_place.setdefault(id(place), []).append(name)
-    missing = [names[0] for names in by_place.values() if not any(name in files for name in names)]
+    by_tensor, state = _by_tensor(model), model.state_dict()
+    missing = [names[0] for names in by_tensor if not any(name in files for name in names)]
     if missing:
         alone = f"; {MAIN} is read alone where there is one" if (files.folder / MAIN).is_file() else ""
         raise ModelError(
             f"{files.folder} has no {missing[0]!r} ({len(missing)} of the model's weights are not in its files under "
             f"the names in the model's state dict{alone}): load the model whole and save it again"
         )
-    for names in by_place.values():
+    for names in by_tensor:
         stored = next(files[name] for name in names if name in files)
         if stored.shape != tuple(state[names[0]].shape):
             raise ModelError(
@@ -277,12 +287,10 @@ def _require_same_where_tied(model: nn.Module, files: WeightFiles) -> None:
     Raises:
         ModelError: names two that differ.
     """
-    by_place: dict[int, list[str]] = {}
-    for name, place in model.state_dict(keep_vars=True).items():
-        if name in files:
-            by_place.setdefault(id(place), []).append(name)
-    for first, *others in by_place.values():
-        for name in others:
+    for names in _by_tensor(model):
+        stored = [name for name in names if name in files]
+        first = next(iter(stored), "")
+        for name in stored[1:]:
             if not torch.equal(files.read(first), files.read(name)):
                 raise ModelError(
                     f"{first!r} and {name!r} are one weight in the model, but differ in {files.folder}: if they are "

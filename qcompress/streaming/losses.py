@@ -134,6 +134,10 @@ def weights_of_choice(
     weights: Weights = {}
     if choice is None:
         return weights
+    holders: dict[int, list[tuple[str, str]]] = {}
+    for path, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            holders.setdefault(id(parameter), []).append((path, key))
     for index in unit.parts:
         part, transform = measurement.parts[index], choice[index]
         if isinstance(transform, Keep):
@@ -146,7 +150,7 @@ def weights_of_choice(
             whole[slice(*part.rows)] = rows
             rows = whole
         new = nn.Parameter(site.from_rows(rows).contiguous().to(site.weight), requires_grad=False)
-        weights |= {(path, part.parameter): new for path in part.modules}
+        weights |= dict.fromkeys(holders[id(site.weight)], new)
     return weights
 
 

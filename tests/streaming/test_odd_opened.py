@@ -1,0 +1,173 @@
+"""Odd networks read block by block: the same parts, sizes, costs and weights as in memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+import qcompress
+from qcompress.model.losses import as_loss
+from qcompress.model.opened import opened_of
+from qcompress.streaming.losses import losses_of
+from tests.measurements import solution
+from tests.models import seeded
+
+OPTIONS = qcompress.prune_quantize(bits=(3, 4), sparsity=(0,))
+WIDTH = 16
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.a(x))
+
+
+class Net(nn.Module):
+    """A stem, two blocks and a head; every other network here differs from it in one way."""
+
+    block: Callable[[], nn.Module] = Block
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, WIDTH)
+        self.blocks = nn.ModuleList(type(self).block() for _ in range(2))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.stem(x)
+
+    def after(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.after(x)
+
+
+class RootParameters(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.scale = nn.Parameter(torch.randn(7, WIDTH)), nn.Parameter(torch.rand(7, WIDTH))
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.stem(x) + self.positions
+
+    def after(self, x: Tensor) -> Tensor:
+        return self.head(x * self.scale)
+
+
+class RootParameterOfALayer(Net):
+    """The head's weight has another name in the root."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codebook = nn.Parameter(torch.randn(5, WIDTH))
+        self.head.weight = self.codebook
+
+    def after(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.codebook) + self.head(x)
+
+
+class TiedBlock(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(torch.tanh(self.a(x)))
+
+
+class TiedInside(Net):
+    block = TiedBlock
+
+
+class Unused(nn.Module):
+    """Has a layer that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.idle = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.a(x))
+
+
+class NeverCalled(Net):
+    block = Unused
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.nothing = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.randn(3, 3))
+
+
+SAME = (Net, RootParameters, RootParameterOfALayer, TiedInside, NeverCalled)
+
+
+def data() -> list[Tensor]:
+    """Samples of equal shape; the first one takes the short way where there are two."""
+    batches = [torch.randn(size, 7, 8, generator=torch.Generator().manual_seed(size)) for size in (9, 4)]
+    batches[0][:2, 0, 0] = 0.0
+    return batches
+
+
+def in_memory_and_opened(kind: type[Net], folder: Path) -> tuple[nn.Module, nn.Module]:
+    model = seeded(kind).eval()
+    unique = {id(tensor): (name, tensor) for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    save_file({name: tensor.detach() for name, tensor in unique.values()}, folder / "model.safetensors")
+    return model, qcompress.open_model(folder, model=kind, blocks="blocks")
+
+
+def weights_in(model: nn.Module) -> dict[str, Tensor]:
+    """The values in the state dict of a model, opened or not."""
+    source = opened_of(model)
+    return {
+        name: source.read(name) if source is not None and tensor.is_meta else tensor
+        for name, tensor in model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_an_opened_model_is_measured_and_compressed_as_in_memory(kind: type[Net], tmp_path: Path) -> None:
+    model, opened = in_memory_and_opened(kind, tmp_path)
+    expected, found = (qcompress.measure(own, data(), OPTIONS, method="sampled", loss="mse") for own in (model, opened))
+    assert found.parts == expected.parts
+    assert found.labels == expected.labels
+    assert {item.name: item.reason for item in found.skipped} == {item.name: item.reason for item in expected.skipped}
+    assert (found.model_fingerprint, found.fixed) == (expected.model_fingerprint, expected.fixed)
+    assert found.original == expected.original
+    for name, uses in expected.resources.items():
+        np.testing.assert_array_equal(found.resources[name], uses)
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-4, atol=1e-9)  # sums in another order
+
+    choice = [1 + number % 2 for number in range(len(found.parts))]
+    small, small_opened = (
+        qcompress.apply(own, measured, solution(choice)) for own, measured in ((model, expected), (opened, found))
+    )
+    assert [parameter.dtype for parameter in small_opened.parameters()] == [own.dtype for own in small.parameters()]
+    mine, others = weights_in(small), weights_in(small_opened)
+    assert list(mine) == list(others)
+    assert all(torch.equal(tensor, others[name]) for name, tensor in mine.items())
+    batch = data()[0]
+    with torch.no_grad():
+        outputs = [own(batch) for own in (model, opened, small, small_opened)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[2], outputs[3])
+    transforms = tuple(options[option] for options, option in zip(found.transforms, choice, strict=True))
+    (rises,) = losses_of(opened, found, [transforms], data(), data(), loss=as_loss("mse"))
+    assert rises is not None
+    assert np.concatenate(rises).mean() == pytest.approx(
+        qcompress.mean_loss(model, small, data(), loss="mse"), rel=1e-4
+    )
