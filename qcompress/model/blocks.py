@@ -51,7 +51,8 @@ def blocks_of(model: nn.Module, named: str | Sequence[str] | None = None) -> tup
         named: path of the list of blocks, or the paths of the blocks themselves; None to find them.
 
     Raises:
-        ModelError: there is no list of blocks, a named one does not exist, or two blocks share a weight.
+        ModelError: there is no list of blocks, a named one does not exist, or a block shares a weight with another one
+            or with what is outside the blocks.
 
     >>> def block():
     ...     return nn.Sequential(nn.Linear(4, 4), nn.ReLU())
@@ -74,12 +75,30 @@ def blocks_of(model: nn.Module, named: str | Sequence[str] | None = None) -> tup
         unknown = [path for path in paths if not path or path not in modules]
         if unknown or not paths:
             raise ModelError(f"blocks must be paths of modules of the model, found {unknown or list(paths)}")
-    of_weight: dict[int, str] = {}
-    for path in paths:
-        for parameter in modules[path].parameters():
-            if of_weight.setdefault(id(parameter), path) != path:
-                raise ModelError(f"the blocks {of_weight[id(parameter)]!r} and {path!r} share a weight")
+    _require_own_weights(model, modules, paths)
     return paths
+
+
+def _require_own_weights(model: nn.Module, modules: dict[str, nn.Module], paths: Sequence[str]) -> None:
+    """Check that no other block, and nothing outside the blocks, holds a weight of a block.
+
+    Raises:
+        ModelError: names what shares a weight.
+    """
+    inside: dict[int, tuple[str, str]] = {}
+    for path in paths:
+        for name, parameter in modules[path].named_parameters(prefix=path):
+            block, _ = inside.setdefault(id(parameter), (path, name))
+            if block != path:
+                raise ModelError(f"the blocks {block!r} and {path!r} share a weight: load the model into memory")
+    within = tuple(f"{path}." for path in paths)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in inside and not name.startswith(within):
+            block, shared = inside[id(parameter)]
+            raise ModelError(
+                f"the block {block!r} shares the weight {shared!r} with {name!r} outside the blocks, so it cannot be "
+                "read on its own: load the model into memory"
+            )
 
 
 def _largest_list(modules: dict[str, nn.Module]) -> str:

@@ -26,7 +26,7 @@ from formulations.file_kinds import FileKind
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods.gradients import Gradients
-from qcompress.measuring.streamed.side_inputs import SideInputs, going_around
+from qcompress.measuring.streamed.side_inputs import SideInputs, before_and_after
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.measuring.streamed.unit_check import Output, misled
 from qcompress.model.losses import Loss
@@ -112,17 +112,11 @@ class StreamedEffects:
         self._room, self._check = room, check
         self.reached: list[set[str]] = [set() for _ in range(len(sweep))]
         self._of_block: list[list[Part]] = [[] for _ in sweep.opened.blocks]
-        self._before: list[Part] = []
-        self._after: list[Part] = []
+        outside: list[Part] = []
         for part in parts:
-            if (block := sweep.opened.block_of(part.modules[0])) is not None:
-                self._of_block[block].append(part)
-                continue
-            if sweep.before.intersection(part.modules):
-                self._before.append(part)
-            if sweep.after.intersection(part.modules):
-                self._after.append(part)
-        self._after += going_around(sweep, [part for part in self._before if part not in self._after])
+            block = sweep.opened.block_of(part.modules[0])
+            (outside if block is None else self._of_block[block]).append(part)
+        self._before, self._after = before_and_after(sweep, outside)
         self._sides = SideInputs(sweep, [part.site(sweep.model).weight for part in self._before])
 
     @property

@@ -2,11 +2,11 @@
 
 There are two kinds. Other inputs of the blocks, such as an encoder's output: their gradients are kept in files while
 the samples pass backward through the blocks, and continue from there through what comes before the blocks. And values
-that go around the blocks to what follows them (`going_around`).
+that go around the blocks to what follows them (`before_and_after`).
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,15 +98,40 @@ class SideInputs:
                 file.delete()
 
 
-def going_around(sweep: BlockSweep, parts: Sequence[Part]) -> list[Part]:
-    """Return the parts on which the outputs depend even if the last block's output is given."""
-    weights = [part.site(sweep.model).weight for part in parts]
-    with _differentiable(weights), torch.enable_grad():
-        output = sweep.output(0, torch.ones(sweep.shapes[0], dtype=sweep.dtype))
-        if not (weights and output.requires_grad):
-            return []
-        reached = torch.autograd.grad(output, weights, torch.ones_like(output), allow_unused=True)
-    return [part for part, gradient in zip(parts, reached, strict=True) if gradient is not None]
+def before_and_after(sweep: BlockSweep, parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
+    """Return the parts outside the blocks that are used before the blocks, and those that are used after them.
+
+    A part is used where its layer is called, or where values depend on it: on one side or on both. One that the first
+    sample does not use is in both lists, as others may use it on either side.
+    """
+    weights = {part.name: part.site(sweep.model).weight for part in parts}
+    with _differentiable(weights.values()), torch.enable_grad():
+        hidden, calls = sweep.chain.calls(sweep.samples[0].inputs)
+        before = _parameters_behind([hidden, *(leaf for call in calls for leaf in _leaves(call))])
+        after = _parameters_behind([sweep.output(0, torch.ones(sweep.shapes[0], dtype=sweep.dtype))])
+
+    def used_in(called: set[str], behind: set[int]) -> set[str]:
+        return {part.name for part in parts if called & {*part.modules} or id(weights[part.name]) in behind}
+
+    used_before, used_after = used_in(sweep.before, before), used_in(sweep.after, after)
+    return (
+        [part for part in parts if part.name in used_before or part.name not in used_after],
+        [part for part in parts if part.name in used_after or part.name not in used_before],
+    )
+
+
+def _parameters_behind(values: Iterable[Any]) -> set[int]:
+    """Return the ids of the parameters that tensors depend on."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen, found = set(waiting), set(map(id, tensors))
+    while waiting:
+        node = waiting.pop()
+        found.add(id(getattr(node, "variable", None)))
+        new = {follower for follower, _ in node.next_functions if follower is not None} - seen
+        seen |= new
+        waiting += new
+    return found
 
 
 def _leaves(call: BlockCall) -> list[Any]:
@@ -114,7 +139,7 @@ def _leaves(call: BlockCall) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def _differentiable(weights: Collection[nn.Parameter]) -> Iterator[None]:
     before = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:
