@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from qcompress.errors import ModelError, QcompressError
 from qcompress.model import forward as forwards
@@ -27,6 +28,11 @@ class BlockCall:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @property
+    def leaves(self) -> list[Any]:
+        """All values in them."""
+        return tree_leaves((self.args, self.kwargs))
 
 
 class _StopError(Exception):

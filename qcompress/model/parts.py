@@ -118,6 +118,7 @@ class Survey:
         tried: name of a part → why calls of its layer do not show the effect of its options.
         num_batches: number of batches in the data.
         selecting: paths of the modules that select by the largest of computed numbers (`qcompress.model.selections`).
+        counted: what was counted in a pass over the data.
         needed: name of a part → why the network needs its layer itself, so that no other can replace it.
     """
 
@@ -128,6 +129,7 @@ class Survey:
     tried: dict[str, str]
     num_batches: int
     selecting: tuple[str, ...]
+    counted: Counted
     needed: dict[str, str] = field(default_factory=dict)
 
 
@@ -138,6 +140,7 @@ def survey(
     granularity: str | int = "layer",
     *,
     loss: Loss | None = None,
+    counted: Counted | None = None,
     left_out: Callable[[str, str], str] = lambda path, module: "",  # noqa: ARG005
 ) -> Survey:
     """Run all batches once and list the parts of ``model``.
@@ -151,6 +154,7 @@ def survey(
         forward: how to run a batch, if `qcompress.model.forward.default_forward` does not fit.
         granularity: ``"layer"``, or the number of output channels per block.
         loss: loss whose requirements on the outputs are checked.
+        counted: what is known of the calls in the data; None to run all batches once.
         left_out: function of `Part.path` and the module's path that returns why to leave a weight unchanged, or an
             empty string.
 
@@ -163,7 +167,8 @@ def survey(
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
     weights, skipped = find_weights(model)
     _require_finite(weights)
-    counted = count(model, data, forward, loss)
+    if counted is None:
+        counted = count(model, data, forward, loss)
     if loss is not None and counted.guesses_dim and opened_of(model) is None:
         require_classes_last(model, forwards.first_batch(data), forward, loss.name)
     chosen, left = [], list(skipped)
@@ -205,6 +210,7 @@ def survey(
         tried=tried,
         num_batches=counted.num_batches,
         selecting=counted.selecting,
+        counted=counted,
     )
 
 

@@ -32,6 +32,7 @@ class Steady:
     Attributes:
         moved: names of what passes changed and what was restored: tensors, and the plain attributes that matter for
             the output of the next pass.
+        keeps_batches: whether ``forward`` changes no batch, so that it need not be given copies.
         gives_copies: outputs are copies, which stay what they are when state is restored or the model runs again.
 
     >>> noisy = lambda model, batch: model(batch) + torch.rand(())
@@ -44,6 +45,7 @@ class Steady:
 
     def __init__(self, forward: forwards.Forward | None = None, seed: int = 0) -> None:
         self._forward, self._seed = forward or forwards.default_forward, seed
+        self.keeps_batches: bool = getattr(forward, "keeps_batches", False)
         self.moved: set[str] = set()
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:

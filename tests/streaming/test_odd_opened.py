@@ -134,6 +134,28 @@ class Alias(Net):
         return self.head(self.again(x))
 
 
+class Experts(nn.Module):
+    """Calls only those experts that a token chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 6)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.router(x).softmax(-1).max(-1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            own = chosen == number
+            if own.any():
+                out[own] = expert(x[own]) * weight[own][:, None]
+        return x + out
+
+
+class LaterExperts(Net):
+    block = Experts
+
+
 class Unused(nn.Module):
     """Has a layer that is never called."""
 
@@ -153,11 +175,41 @@ class NeverCalled(Net):
         self.idle, self.nothing = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.randn(3, 3))
 
 
+class LaterStem(Net):
+    """Has a layer before the blocks, and a weight, that only some samples use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.shift = nn.Linear(8, WIDTH), nn.Parameter(torch.randn(7, WIDTH))
+
+    def before(self, x: Tensor) -> Tensor:
+        own, out = x[:, 0, 0] != 0, self.stem(x)
+        return out.index_add(0, own.nonzero()[:, 0], self.other(x[own]) + self.shift) if own.any() else out
+
+
+class SideBlock(Block):
+    def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
+        return super().forward(x if side is None else x + side)
+
+
+class LaterSide(LaterStem):
+    """Hands the blocks more than their hidden states for some samples only."""
+
+    block = SideBlock
+
+    def forward(self, x: Tensor) -> Tensor:
+        side, hidden = None if x[0, 0, 0] == 0 else self.other(x) + self.shift, self.stem(x)
+        for block in self.blocks:
+            hidden = block(hidden, side)
+        return self.head(hidden)
+
+
 REFUSED: dict[type[Net], str] = {
     TiedOutside: r"the block 'blocks\.1' shares the weight 'blocks\.1\.a\.weight' with 'last\.weight' outside",
     Alias: r"the block 'blocks\.0' shares the weight 'blocks\.0\.a\.weight' with 'again\.weight' outside",
+    LaterSide: r"gives 'blocks\.0' other arguments .* for some samples",
 }
-SAME = (Net, RootParameters, RootParameterOfALayer, Containers, TiedInside, NeverCalled)
+SAME = (Net, RootParameters, RootParameterOfALayer, Containers, TiedInside, LaterExperts, NeverCalled, LaterStem)
 
 
 def data() -> list[Tensor]:

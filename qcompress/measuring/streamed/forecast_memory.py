@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
+from qcompress.measuring.streamed.calls import counted_by_block, everything_around, others_call_more
 from qcompress.measuring.streamed.forecast import UnitForecast, forecast_of, needed_bytes, resident_bytes
+from qcompress.measuring.streamed.inputs import passes_of
 from qcompress.measuring.streamed.sweep import BlockSweep, temporary_sweep
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
@@ -39,7 +41,10 @@ def forecast_memory(
 
 
 def surveyed(sweep: BlockSweep, run: forwards.Forward, offered: Offered, loss: Loss) -> tuple[Survey, Tensor]:
-    """Return the parts of a sweep's model, and its output for the first sample."""
+    """Return the parts of a sweep's model, and its output for the first sample.
+
+    One pass of the first sample finds them, unless that leaves layers uncalled which later samples may call.
+    """
     outputs: list[Tensor] = []
 
     def watched(model: nn.Module, batch: Any) -> Tensor:
@@ -47,6 +52,11 @@ def surveyed(sweep: BlockSweep, run: forwards.Forward, offered: Offered, loss: L
         return outputs[-1]
 
     inventory = survey(sweep.model, [sweep.samples[0].inputs], watched, loss=loss, left_out=offered.left_out)
+    if others_call_more(sweep, inventory):
+        for _ in sweep.forward():
+            pass
+        counted, outside = counted_by_block(sweep, inventory.counted), passes_of(sweep, None, everything_around)
+        inventory = survey(sweep.model, *outside, counted=counted, left_out=offered.left_out)
     return inventory, outputs[0]
 
 

@@ -1,6 +1,6 @@
 """Inputs of the layers of a unit of an opened model: the moments and squares that its options are fitted to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from qcompress.measuring.inputs.moments import second_moments
 from qcompress.measuring.inputs.squares import input_squares
 from qcompress.measuring.streamed.sweep import BlockSweep
+from qcompress.model.forward import Forward
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Offer
 
@@ -34,14 +35,28 @@ def inputs_of(
     weighed = [part for part in parts if any(offer.needs_squares(part.target) for offer in offers[part.name])]
     if sweep is None or not (calibrated or weighed):
         return {}, {}, {}
+    data, run = passes_of(sweep, block)
+    moments, num_inputs = second_moments(model, calibrated, data, run) if calibrated else ({}, {})
+    squares = input_squares(model, weighed, data, run) if weighed else {}
+    return moments, num_inputs, squares
+
+
+def passes_of(
+    sweep: BlockSweep, block: int | None, outside: Callable[[BlockSweep, int], Tensor] = BlockSweep.output
+) -> tuple[list[Any], Forward]:
+    """Return the samples, and a function that runs one of them through a block.
+
+    Args:
+        sweep: a sweep that has gone forward.
+        block: index of the block, whose weights are in memory; None for what is outside the blocks.
+        outside: function of the sweep and the index of a sample that runs what is outside.
+    """
     data = [sample.inputs for sample in sweep.samples]
     numbers = {id(inputs): number for number, inputs in enumerate(data)}
 
     def run(_: nn.Module, inputs: Any) -> Tensor:
         number = numbers[id(inputs)]
-        return sweep.output(number) if block is None else sweep.through(block, number)
+        return outside(sweep, number) if block is None else sweep.through(block, number)
 
     run.keeps_batches = True  # type: ignore[attr-defined]  # they are told apart by what they are
-    moments, num_inputs = second_moments(model, calibrated, data, run) if calibrated else ({}, {})
-    squares = input_squares(model, weighed, data, run) if weighed else {}
-    return moments, num_inputs, squares
+    return data, run

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qcompress.errors import ModelError
 from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.chain import BlockCall
@@ -25,30 +26,34 @@ class SideInputs:
     Args:
         sweep: the samples.
         weights: the weights before the blocks.
+
+    Raises:
+        ModelError: other arguments depend on them for some samples than for the first.
     """
 
     def __init__(self, sweep: BlockSweep, weights: Sequence[nn.Parameter]) -> None:
         self._sweep = sweep
-        first = sweep.samples[0].inputs
-        with _differentiable(weights), torch.enable_grad():
-            _, calls = sweep.chain.calls(first)
-            self._places = [
-                [place for place, leaf in enumerate(_leaves(call)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-                for call in calls
-            ]
-        shapes: list[list[list[torch.Size]]] = [[[] for _ in places] for places in self._places]
-        for sample in sweep.samples if any(self._places) else ():  # only shapes are kept, as the tensors may be large
-            with torch.no_grad():
-                _, others = sweep.chain.calls(sample.inputs)
-            for call, places, block_shapes in zip(others, self._places, shapes, strict=True):
-                for place, of_place in zip(places, block_shapes, strict=True):
-                    of_place.append(_leaves(call)[place].shape)
+        kinds: list[list[dict[int, tuple[torch.Size, torch.dtype]]]] = []
+        for sample in sweep.samples:  # only shapes and dtypes are kept, as the tensors may be large
+            with _differentiable(weights), torch.enable_grad():
+                _, calls = sweep.chain.calls(sample.inputs)
+            kinds.append([_dependent(call) for call in calls])
+        self._places = [list(of_block) for of_block in kinds[0]]
+        for of_sample in kinds:
+            for block, places in enumerate(self._places):
+                if list(of_sample[block]) != places:
+                    raise ModelError(
+                        f"the model gives {sweep.opened.blocks[block]!r} other arguments that depend on its weights "
+                        "for some samples, which cannot be followed block by block: load the model into memory"
+                    )
         self._files = [
             [
                 HiddenStates(
-                    sweep.folder / f"side_{block:04}_{place}.bin", of_place, _leaves(calls[block])[place].dtype
+                    sweep.folder / f"side_{block:04}_{place}.bin",
+                    [of_sample[block][place][0] for of_sample in kinds],
+                    kinds[0][block][place][1],
                 )
-                for place, of_place in zip(places, shapes[block], strict=True)
+                for place in places
             ]
             for block, places in enumerate(self._places)
         ]
@@ -84,7 +89,7 @@ class SideInputs:
         hidden, calls = self._sweep.chain.calls(inputs)
         return [
             hidden,
-            *(_leaves(call)[place] for call, places in zip(calls, self._places, strict=True) for place in places),
+            *(call.leaves[place] for call, places in zip(calls, self._places, strict=True) for place in places),
         ]
 
     def gradients(self, sample: int) -> list[Tensor]:
@@ -107,7 +112,7 @@ def before_and_after(sweep: BlockSweep, parts: Sequence[Part]) -> tuple[list[Par
     weights = {part.name: part.site(sweep.model).weight for part in parts}
     with _differentiable(weights.values()), torch.enable_grad():
         hidden, calls = sweep.chain.calls(sweep.samples[0].inputs)
-        before = _parameters_behind([hidden, *(leaf for call in calls for leaf in _leaves(call))])
+        before = _parameters_behind([hidden, *(leaf for call in calls for leaf in call.leaves)])
         after = _parameters_behind([sweep.output(0, torch.ones(sweep.shapes[0], dtype=sweep.dtype))])
 
     def used_in(called: set[str], behind: set[int]) -> set[str]:
@@ -134,8 +139,13 @@ def _parameters_behind(values: Iterable[Any]) -> set[int]:
     return found
 
 
-def _leaves(call: BlockCall) -> list[Any]:
-    return pytree.tree_leaves((call.args, call.kwargs))
+def _dependent(call: BlockCall) -> dict[int, tuple[torch.Size, torch.dtype]]:
+    """Return the places of a block's arguments that depend on weights, with their shapes and types."""
+    return {
+        place: (leaf.shape, leaf.dtype)
+        for place, leaf in enumerate(call.leaves)
+        if isinstance(leaf, Tensor) and leaf.requires_grad
+    }
 
 
 @contextlib.contextmanager

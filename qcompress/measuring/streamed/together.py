@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcompress.errors import ModelError
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import Effects
 from qcompress.measuring.memory import HELD, return_free_memory
@@ -85,7 +86,11 @@ class TogetherGradients(WeightGradients):
         counts = [len(self._samples(batch)) for batch in batches]
         if self.apart is False:
             return [self.batch_effects(*given) for given in zip(batches, generators, strict=True)]
-        columns, sizes, reached = effects_by_block(self._direct, batches, generators)
+        try:
+            columns, sizes, reached = effects_by_block(self._direct, batches, generators)
+        except ModelError:  # the blocks are no chain for some of these samples
+            self.together = 0
+            return [self.batch_effects(*given) for given in zip(batches, generators, strict=True)]
         completed, start = [], 0
         for batch, count in zip(batches, counts, strict=True):
             batch_columns = slice(start, start := start + count)

@@ -91,7 +91,7 @@ def test_other_processes_give_the_same(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class SidePath(nn.Module):
-    """What a layer gives goes into every block beside the hidden states, or the blocks are gone through twice."""
+    """What a layer gives goes into blocks beside the hidden states, always or later; or blocks are run twice."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -102,7 +102,8 @@ class SidePath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden, beside = self.first(x), self.beside(x)
         for block in [*self.blocks, *(self.blocks if self.kind == "twice" else [])]:
-            hidden = block(hidden, beside if self.kind == "beside" else 0.0)
+            goes = self.kind == "beside" or (self.kind == "later" and x[0, 0] > 1)
+            hidden = block(hidden, beside if goes else 0.0)
         return self.last(hidden)
 
 
@@ -124,6 +125,11 @@ def test_blocks_that_are_no_chain_for_gradients_are_gone_through_sample_by_sampl
     expected, found = both(monkeypatch, model, data, qcompress.prune_quantize(bits=(4,), sparsity=(0,)))
     assert (found.cost == expected.cost).all()
     assert (expected.cost[1::2] > 0).sum() >= 4
+
+
+def test_samples_for_which_blocks_are_no_chain_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = seeded(lambda: SidePath("later")), [torch.full((1, 6), float(number)) for number in range(4)]
+    require_same(*reversed(both(monkeypatch, model, data, qcompress.prune_quantize(bits=(4,), sparsity=(0,)))))
 
 
 def test_a_network_without_repeated_blocks_is_gone_through_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
