@@ -112,9 +112,8 @@ def chosen_model(
         kept = isinstance(transform, Keep) or files is None
         stored = {} if kept or files is None else StoredArrays(files, part.name)
         parts.append(CompressedPart(part=part, transform=transform, stored=cast("dict[str, Tensor]", stored)))
-    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     weights = ChosenWeights(opened.files, parts, model)
-    chosen = opened_from(weights, dtype=dtype, make=opened.make, blocks=opened.blocks)
+    chosen = opened_from(weights, dtype=opened.dtype, make=opened.make, blocks=opened.blocks, like=model)
     for name in ("config", "generation_config"):
         if hasattr(model, name):
             setattr(chosen, name, getattr(model, name))

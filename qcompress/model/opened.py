@@ -36,17 +36,23 @@ class Opened(Blocks):
         files: files with the weights.
         blocks: paths of its blocks, in their order.
         make: function that returns the model; None for one of transformers.
+        dtype: type that the model was opened in; None for that of its configuration or of ``make``.
 
     Attributes:
-        files, make: the arguments.
+        files, make, dtype: the arguments.
         stubs: while above 0, blocks read no weights when called.
     """
 
     def __init__(
-        self, model: nn.Module, files: WeightFiles, blocks: Sequence[str], make: Callable[[], nn.Module] | None
+        self,
+        model: nn.Module,
+        files: WeightFiles,
+        blocks: Sequence[str],
+        make: Callable[[], nn.Module] | None,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__(model, blocks)
-        self.files, self.make, self.stubs = files, make, 0
+        self.files, self.make, self.dtype, self.stubs = files, make, dtype, 0
         self._stored = {name: next(filter(files.__contains__, names)) for names in _by_tensor(model) for name in names}
         self._held: dict[str, int] = {}
         self._meta: dict[str, list[tuple[nn.Module, str, nn.Parameter]]] = {}
@@ -199,8 +205,9 @@ def opened_from(
     dtype: torch.dtype | None = None,
     make: Callable[[], nn.Module] | None = None,
     blocks: str | Sequence[str] | None = None,
+    like: nn.Module | None = None,
 ) -> nn.Module:
-    """Return an opened model with the weights in ``files``, see `open_model`."""
+    """Return an opened model with the weights in ``files``, see `open_model`; of the types of ``like``, if given."""
     with parameters_on_meta():
         model = built(files.folder, dtype, files.dtype) if make is None else _made(make, dtype)
     if make is None:
@@ -210,11 +217,21 @@ def opened_from(
     if unmade := next((name for name, buffer in model.named_buffers() if buffer.is_meta), ""):
         raise ModelError(f"the buffer {unmade!r} has no values when the model is built; load the model whole")
     model.eval().requires_grad_(False)
+    if like is not None:
+        _retype_(model, like)
     _require_stored(model, files)
-    opened = Opened(model, files, blocks_of(model, blocks), make)
+    opened = Opened(model, files, blocks_of(model, blocks), make, dtype)
     _read_the_rest(model, opened)
     setattr(model, _ATTRIBUTE, opened)
     return model
+
+
+def _retype_(model: nn.Module, like: nn.Module) -> None:
+    """Give the parameters and buffers of a model the types that those of another one have."""
+    types = {name: tensor.dtype for name, tensor in (*like.named_parameters(), *like.named_buffers())}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if types.get(name, tensor.dtype) != tensor.dtype:
+            tensor.data = tensor.to(types[name])
 
 
 def _made(make: Callable[[], nn.Module], dtype: torch.dtype | None) -> nn.Module:

@@ -204,12 +204,75 @@ class LaterSide(LaterStem):
         return self.head(hidden)
 
 
+class MixedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.a(self.norm(x).bfloat16())).float()
+
+
+class Mixed(Net):
+    block = MixedBlock
+
+
+class HalfBlocks(Net):
+    """Rounds what enters its blocks to their precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.bfloat16()
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.stem(x).bfloat16()
+
+    def after(self, x: Tensor) -> Tensor:
+        return self.head(x.float())
+
+
+class WideningBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+class Widening(Net):
+    """Has blocks that turn half precision into single."""
+
+    block = WideningBlock
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem.bfloat16()
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.stem(x.bfloat16())
+
+
+class NarrowingBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).bfloat16()
+
+
+class Narrowing(Net):
+    """Has blocks that turn single precision into half."""
+
+    block = NarrowingBlock
+
+    def after(self, x: Tensor) -> Tensor:
+        return self.head(x.float())
+
+
 REFUSED: dict[type[Net], str] = {
     TiedOutside: r"the block 'blocks\.1' shares the weight 'blocks\.1\.a\.weight' with 'last\.weight' outside",
     Alias: r"the block 'blocks\.0' shares the weight 'blocks\.0\.a\.weight' with 'again\.weight' outside",
     LaterSide: r"gives 'blocks\.0' other arguments .* for some samples",
+    Narrowing: r"'blocks\.0' returns torch\.bfloat16 for hidden states in torch\.float32",
 }
-SAME = (Net, RootParameters, RootParameterOfALayer, Containers, TiedInside, LaterExperts, NeverCalled, LaterStem)
+SAME = (
+    Net, RootParameters, RootParameterOfALayer, Containers, TiedInside, LaterExperts, NeverCalled, LaterStem, Mixed,
+    HalfBlocks, Widening,
+)  # fmt: skip
 
 
 def data() -> list[Tensor]:
@@ -266,6 +329,14 @@ def test_an_opened_model_is_measured_and_compressed_as_in_memory(kind: type[Net]
     assert rises is not None
     loss = qcompress.mean_loss(model, small, data(), loss="mse")
     assert np.concatenate(rises).mean() == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_choice_has_the_precision_that_an_opened_model_was_given_later(tmp_path: Path) -> None:
+    _, opened = in_memory_and_opened(Net, tmp_path)
+    opened.double()
+    measurement = qcompress.measure(opened, [data()[0].double()], OPTIONS, method="sampled", loss="mse")
+    small = qcompress.apply(opened, measurement, solution([1] * len(measurement.parts)))
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.float64}
 
 
 @pytest.mark.parametrize("kind", REFUSED)

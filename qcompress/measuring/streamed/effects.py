@@ -25,6 +25,7 @@ from torch import Tensor
 from formulations.file_kinds import FileKind
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.memory import return_free_memory
+from qcompress.measuring.methods.evidence import half
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.streamed.side_inputs import SideInputs, before_and_after
 from qcompress.measuring.streamed.sweep import BlockSweep
@@ -197,7 +198,8 @@ class StreamedEffects:
 
         def everything(_: Tensor) -> Tensor:
             given = self._sides.given(0)
-            return torch.cat([state.float()[where] for state, where in zip(given, seen, strict=True)])
+            rounded = next((state.dtype for state in given if half(state)), torch.float32)  # what the check must know
+            return torch.cat([state[where].to(rounded) for state, where in zip(given, seen, strict=True)])
 
         return self._unit(self._before, None, passed, self._misled(self._before, -1, everything))
 

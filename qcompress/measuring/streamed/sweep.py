@@ -63,11 +63,17 @@ class BlockSweep:
             raise DataError("the calibration data holds no sample")
         with torch.no_grad():
             starts = [self._start(sample) for sample in self.samples]
-            self.shapes, self.dtype = [start.shape for start in starts], starts[0].dtype
+            self.shapes = [start.shape for start in starts]
             self.sizes = [shape[0] for shape in self.shapes]
             with opened.loaded(opened.blocks[0]):  # finds out how a block wraps its output
-                self.chain.block(0, starts[0], self.chain.call(0, self.samples[0].inputs)[1])
-            self.before, self.after = self.chain.calls_of_rest(self.samples[0].inputs, starts[0])
+                output = self.chain.block(0, starts[0], self.chain.call(0, self.samples[0].inputs)[1])
+            self.dtype = output.dtype
+            if torch.promote_types(output.dtype, starts[0].dtype) != output.dtype:
+                raise ModelError(
+                    f"{opened.blocks[0]!r} returns {output.dtype} for hidden states in {starts[0].dtype}, but blocks "
+                    "that are read one by one must keep all digits: load the model into memory"
+                )
+            self.before, self.after = self.chain.calls_of_rest(self.samples[0].inputs, output)
 
     def __len__(self) -> int:
         return len(self.samples)
