@@ -5,10 +5,11 @@ random direction by a small share of its size must change the outputs as the gra
 would not do as the direction: what it lacks is at right angles to it. The change is seen by `PROBES` random sums of the
 outputs; taking the difference of a step forward and a step back cancels the second order. If a step does not match, a
 smaller one is tried, as networks are curved, and then other directions, as they have kinks: a wrong gradient stays
-wrong. Layers are moved in groups, each so far that it changes the outputs as much as the others, and one by one only
-where a group does not match. The larger a group, the closer it has to match, so that one wrong layer among many shows.
-Half precision would round such steps away, so a model in half precision is checked while it holds the same numbers in
-float32 (`widened`).
+wrong. Discrete choices, such as the experts that a router takes, stay as they are without the move (`choices`). Layers
+are moved in groups, each so far that it changes the outputs as much as the others, and one by one only where a group
+does not match. The larger a group, the closer it has to match, so that one wrong layer among many shows. Half precision
+would round such steps away, so a model in half precision is checked while it holds the same numbers in float32
+(`widened`).
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from qcompress.measuring.memory import Returning, return_free_memory
 from qcompress.measuring.methods import evidence
+from qcompress.measuring.methods.choices import HeldChoices
 from qcompress.model.scores import random_numbers
 
 STEPS = 3e-3, 3e-4, 3e-5
@@ -77,6 +79,7 @@ def _not_followed(
     run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator, *, together: int
 ) -> list[int]:
     """Return the indices of weights that the outputs do not follow in one random direction; see `misleading`."""
+    run = HeldChoices(run)
     moves = _Moves(weights, generator)
     probes = _Probes(torch.randint(2**31, (PROBES,), generator=generator).tolist())
     slopes, point = _slopes(run, moves, probes)

@@ -1,0 +1,108 @@
+"""Discrete choices of a network, held while its weights are moved slightly.
+
+A router sends a token to other experts, a maximum moves to another place, a threshold is crossed: the outputs jump,
+however small the move, and the more tokens and layers there are the surer one of them does. A gradient is right all the
+same, as it tells what happens while the choices stay. So the outputs that a gradient is compared with are computed with
+the choices of the unmoved network: the results of all operations that turn numbers into places (``topk``, ``sort``,
+``argmax`` …) or truth values (comparisons) are noted in one run and given back in the next ones. Rounding is no choice:
+conversions to integers, ``round`` and the like are computed as they are, and so is what numpy does.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompress.model.dispatch import Watching
+
+CONVERSION = "aten::_to_copy"
+
+
+class HeldChoices:
+    """A function that makes the discrete choices of its first call in every call.
+
+    Args:
+        run: function that returns the outputs of a network. Where a call does other operations than the first, its
+            later choices are free.
+
+    >>> scores = torch.tensor([2.0, 1.0])
+    >>> largest = HeldChoices(lambda: scores.max(0).values)
+    >>> float(largest()), float(scores.copy_(torch.tensor([3.0, 4.0])).max()), float(largest())
+    (2.0, 4.0, 3.0)
+    """
+
+    def __init__(self, run: Callable[[], Tensor]) -> None:
+        self._run = run
+        self._made: list[_Choice] | None = None
+
+    def __call__(self) -> Tensor:
+        """Return the outputs."""
+        if self._made is not None:
+            with _Choosing(iter(self._made)):
+                return self._run()
+        with _Choosing(None) as choosing:
+            output = self._run()
+        self._made = choosing.made
+        return output
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """An operation on numbers of some shape, and the places or truth values that it gave."""
+
+    operation: object
+    shape: torch.Size
+    places: Tensor
+
+
+class _Choosing(Watching):  # type: ignore[no-untyped-call]
+    """Mode in which choices are noted in ``made``, or those given are made again."""
+
+    def __init__(self, again: Iterator[_Choice] | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[_Choice] = []
+        self._again = again
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        numbers = next((value for value in args if isinstance(value, Tensor)), None)
+        places = _places(func, result) if numbers is not None and numbers.is_floating_point() else None
+        if numbers is None or places is None:
+            return result
+        if self._again is None:
+            self.made.append(_Choice(func, numbers.shape, places.clone()))
+            return result
+        before = next(self._again, None)
+        if before is None or before.operation is not func or before.shape != numbers.shape:
+            self._again = iter(())
+            return result
+        places = before.places.clone()
+        return places if isinstance(result, Tensor) else (_values(func, args, kwargs, places), places)
+
+
+def _places(func: Any, result: Any) -> Tensor | None:
+    """Places or truth values in the result of an operation; None if it consists of numbers, or of their conversion."""
+    places = result[-1] if isinstance(result, tuple) and result else result
+    if not isinstance(places, Tensor) or places.dtype not in {torch.bool, torch.int32, torch.int64}:
+        return None
+    schema = func._schema
+    if schema.name == CONVERSION or any(value.alias_info is not None for value in schema.returns):
+        return None
+    alone = places is result or [value.name for value in schema.returns] == ["values", "indices"]
+    return places if alone else None
+
+
+def _values(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], places: Tensor) -> Tensor:
+    """Values of an operation along a dimension at other places than its own."""
+    named = {argument.name: argument.default_value for argument in func._schema.arguments}
+    named |= {**dict(zip(named, args, strict=False)), **kwargs}
+    numbers: Tensor = named["self"]
+    dim: int = named["dim"]
+    if named.get("keepdim", True) or not numbers.ndim:
+        return numbers.gather(dim, places)
+    return numbers.gather(dim, places.unsqueeze(dim)).squeeze(dim)
