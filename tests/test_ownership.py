@@ -96,12 +96,11 @@ def test_a_users_class_counts_below_a_parametrization() -> None:
     assert digest(having(1.0)) == digest(having(1.0)) != digest(having(2.0))
 
 
-def test_private_attributes_of_a_librarys_own_modules_do_not_count() -> None:
+def test_private_attributes_that_libraries_set_and_numbers_of_hooks_do_not_count() -> None:
     model = seeded(Residual)
     before = digest(model)
     for module in model.modules():
         module._is_hf_initialized = True  # type: ignore[assignment]
-    model.head._seen = object()  # type: ignore[union-attr,assignment]
     model.register_forward_hook(print).remove()
     assert digest(model) == before
     model.handle = model.register_forward_hook(print)  # type: ignore[assignment]
@@ -109,6 +108,47 @@ def test_private_attributes_of_a_librarys_own_modules_do_not_count() -> None:
     model.handle.remove()  # type: ignore[operator]
     model.handle = model.register_forward_hook(print)  # type: ignore[assignment]
     assert digest(model) == hooked != before
+
+
+class Gain(type):
+    """A metaclass with a setting for its classes."""
+
+    factor = 1.0
+
+
+class Kept(metaclass=Gain):
+    """A class with constants whose names look like Python's."""
+
+    _scale_ = (1.0,)
+
+
+class Odd(nn.Module):
+    """Reads what looks like a library's or Python's own, besides a private attribute of PyTorch's layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self._hf_scale = seeded(lambda: nn.Linear(3, 3)), 1.0
+        self.layer._act_scale = 1.0  # type: ignore[assignment]
+        self.layer.register_forward_hook(lambda module, args, output: output * module._act_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self._hf_scale * Kept._scale_[0] * Kept.factor  # type: ignore[no-any-return]
+
+
+def test_what_looks_like_a_librarys_and_is_the_users_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Odd()
+    before = digest(model)
+    for owner, name in ((model, "_hf_scale"), (model.layer, "_act_scale"), (Kept, "_scale_"), (Gain, "factor")):
+        with monkeypatch.context() as changed:
+            changed.setattr(owner, name, 2.0)
+            assert digest(model) != before
+    assert digest(model) == before == digest(Odd())
+
+
+def test_a_global_with_the_name_of_an_attribute_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest(Odd())
+    monkeypatch.setitem(globals(), "layer", torch.ones(3))
+    assert digest(Odd()) == before
 
 
 def test_a_pass_of_the_users_does_not_change_the_digest_and_what_it_may_write_is_named() -> None:

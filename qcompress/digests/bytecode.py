@@ -8,9 +8,10 @@ import functools
 import inspect
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _LOADING = ("LOAD_ATTR", "LOAD_METHOD")
+_LOADING_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _ASSIGNING = ("STORE_ATTR", "DELETE_ATTR")
 _ASSIGNING_ITEMS = ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
 _INDEXING = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT", "BINARY_SUBSCR", "BINARY_OP")
@@ -26,14 +27,20 @@ def names_in(code: types.CodeType) -> set[str]:
     return {name for each in _with_inner(code) for name in each.co_names}
 
 
+def globals_in(code: types.CodeType) -> set[str]:
+    """Return the names of globals and builtins that code reads; attributes may have the same names.
+
+    >>> def run(net):
+    ...     return print(net.out)
+    >>> sorted(globals_in(run.__code__)), sorted(names_in(run.__code__))
+    (['print'], ['out', 'print'])
+    """
+    return _named(code, _LOADING_GLOBALS)
+
+
 def assigned_by(code: types.CodeType) -> set[str]:
     """Return the names of attributes that code assigns or deletes."""
-    return {
-        instruction.argval
-        for each in _with_inner(code)
-        for instruction in _instructions(each)
-        if instruction.opname in _ASSIGNING
-    }
+    return _named(code, _ASSIGNING)
 
 
 def written_by(code: types.CodeType) -> set[str]:
@@ -78,8 +85,9 @@ def functions_in(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
             item = item.fget
         elif isinstance(item, functools.cached_property):
             item = item.func
-        if isinstance(item, types.FunctionType):
-            yield name, inspect.unwrap(item)
+        function = inspect.unwrap(item) if isinstance(item, types.FunctionType) else None
+        if isinstance(function, types.FunctionType):
+            yield name, function
 
 
 def rebound_by(code: types.CodeType) -> set[str]:
@@ -89,6 +97,15 @@ def rebound_by(code: types.CodeType) -> set[str]:
         if not _BY_TEXT.isdisjoint(each.co_names):
             found.update(text for text in each.co_consts if isinstance(text, str) and text.isidentifier())
     return found
+
+
+def _named(code: types.CodeType, operations: Sequence[str]) -> set[str]:
+    return {
+        instruction.argval
+        for each in _with_inner(code)
+        for instruction in _instructions(each)
+        if instruction.opname in operations
+    }
 
 
 def _instructions(code: types.CodeType) -> list[dis.Instruction]:

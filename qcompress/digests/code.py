@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import Enum
 from typing import Any
 
-from qcompress.digests.bytecode import imports_of, names_in, written_by
+from qcompress.digests.bytecode import globals_in, imports_of, names_in, written_by
 from qcompress.digests.libraries import absolute, is_installed, is_library, is_library_module
 from qcompress.digests.ownership import is_plain
 from qcompress.digests.words import HashedWords, Parts
@@ -36,9 +36,8 @@ class CodeWords(HashedWords):
         yield value.__code__, name
         yield from self._of_items("defaults", (value.__defaults__, value.__kwdefaults__), name)
         yield from self._of_settable(vars(value), name, written_by(value.__code__))
-        words = sorted(names_in(value.__code__))
         modules = []
-        for word in words:
+        for word in sorted(globals_in(value.__code__)):
             if word in value.__globals__:
                 referenced = value.__globals__[word]
                 yield referenced, f"{name}.{word}"
@@ -50,7 +49,7 @@ class CodeWords(HashedWords):
                 modules.append((sys.modules[full], f"{name}.{full}"))
             elif not is_installed(full.partition(".")[0]):
                 self.unchecked[f"{name}.{full}: module that is not imported yet"] = None
-        yield from self._of_modules(modules, words)
+        yield from self._of_modules(modules, sorted(names_in(value.__code__)))
 
     def _of_modules(self, waiting: list[tuple[Any, str]], words: Sequence[str]) -> Parts:
         """Yield the attributes that are taken from a user's modules, and from modules in them."""
@@ -70,7 +69,7 @@ class CodeWords(HashedWords):
         if is_library(value):  # may be made of a user's class, as for parametrizations
             yield from self._of_items("bases", [base for base in value.__mro__[1:] if not is_library(base)], name)
             return
-        yield from self._of_items("bases", value.__bases__, name)
+        yield from self._of_items("made by and of", (type(value), *value.__bases__), name)
         if issubclass(value, Enum):
             yield {key: member.value for key, member in value.__members__.items()}, name
         for key, item in sorted(vars(value).items()):
@@ -88,11 +87,9 @@ class CodeWords(HashedWords):
     def _of_settable(self, items: Mapping[str, Any], name: str, written: Iterable[str]) -> Parts:
         """Yield attributes of a class or function, except those of Python and those that code writes."""
         for key, item in sorted(items.items()):
-            if key.startswith("__") or (key.startswith("_") and key.endswith("_")):
-                continue
             if key in written:
                 self._add_written(item, f"{name}.{key}")
-            else:
+            elif not key.startswith("__"):
                 self._put(key)
                 yield item, f"{name}.{key}"
 

@@ -15,8 +15,8 @@ from qcompress.digests.code import CodeWords
 from qcompress.digests.ownership import is_own, is_plain
 from qcompress.digests.words import Parts
 
-_OF_MODULES, _OF_SETTINGS = ("training", "name_or_path"), ("name_or_path", "transformers_version", "architectures")
-"""Attributes of modules, and of the configurations of transformers, on which no output depends."""
+_OF_SETTINGS = ("name_or_path", "transformers_version", "architectures")
+"""Attributes of the configurations of transformers on which no output depends."""
 _FUNCTIONS = (types.FunctionType, types.MethodType)
 _RANDOM = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
@@ -47,17 +47,17 @@ class ModelWords(CodeWords):
         for path, module in modules.items():
             self._put("submodule", path)
             yield type(module), name
-            yield from self._of_attributes(type(module), vars(module), f"{name}.{path}" if path else name, _OF_MODULES)
+            without = ("training", *ownership.assigned_by_libraries(type(module)) & {"name_or_path"})
+            yield from self._of_attributes(type(module), vars(module), f"{name}.{path}" if path else name, without)
             yield from self._of_items("hooks", ownership.hooks_of(module), name)
             if isinstance(module, torch.fx.GraphModule):
                 self._put("graph", module.code)
 
     def _of_attributes(self, kind: type, attributes: Mapping[str, Any], name: str, without: Sequence[str]) -> Parts:
         """Yield the attributes of a module or of settings that it holds, for example a configuration."""
-        own, made = is_own(kind), ownership.assigned_by_libraries(kind)
+        made = ownership.assigned_by_libraries(kind)
         for key, item in sorted(attributes.items()):
-            private = key.startswith("_")
-            if key in without or (private and not own) or (private and ownership.is_of_library(key, made)):
+            if key in without or ownership.is_of_library(key, kind):
                 continue
             names = self._assigned if is_plain(item) else self._written  # a plain value cannot be changed
             written = key in names and not isinstance(item, _FUNCTIONS)

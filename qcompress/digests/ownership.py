@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qcompress.digests.bytecode import assigned_by, functions_in, names_in, rebound_by, written_by
+from qcompress.digests.bytecode import assigned_by, functions_in, globals_in, names_in, rebound_by, written_by
 from qcompress.digests.libraries import is_library
 
 _OF_LIBRARIES = ("_qcompress", "_hf_", "_is_hf_")
@@ -51,8 +51,9 @@ def written_in_passes(modules: Iterable[nn.Module]) -> tuple[set[str], set[str]]
         function = _function_of(waiting.pop())
         if function is not None and not is_library(function) and function.__code__ not in found:
             found.add(function.__code__)
+            waiting += map(function.__globals__.get, globals_in(function.__code__))
             for name in names_in(function.__code__):
-                waiting += (function.__globals__.get(name), *methods.get(name, ()))
+                waiting += methods.get(name, ())
     assigned, written = ({name for code in found for name in names(code)} for names in (rebound_by, written_by))
     return assigned, written
 
@@ -65,17 +66,26 @@ def _function_of(value: Any) -> types.FunctionType | None:
     return function if isinstance(function, types.FunctionType) else None
 
 
-@functools.lru_cache(maxsize=256)
 def assigned_by_libraries(kind: type) -> frozenset[str]:
     """Return the names of attributes that the classes of libraries that a class is made of assign."""
-    bases = [base for base in kind.__mro__ if is_library(base) and base not in (object, nn.Module)]
-    codes = (function.__code__ for base in bases for _, function in functions_in(base))
+    return _assigned_in(tuple(base for base in kind.__mro__ if is_library(base)))
+
+
+@functools.lru_cache(maxsize=256)
+def _assigned_in(classes: tuple[type, ...]) -> frozenset[str]:
+    codes = (function.__code__ for each in classes if each is not nn.Module for _, function in functions_in(each))
     return frozenset().union(*map(assigned_by, codes))
 
 
-def is_of_library(key: str, made: Iterable[str]) -> bool:
-    """Whether a private attribute is one of PyTorch's or another library's, given those that classes assign."""
-    return hasattr(nn.Module, key) or key in _MODULE or key in made or key.startswith(_OF_LIBRARIES)
+def is_of_library(key: str, kind: type) -> bool:
+    """Whether an attribute of an object of a class is one that PyTorch or another library keeps there for itself."""
+    if not key.startswith("_"):
+        return False
+    if issubclass(kind, nn.Module) and (hasattr(nn.Module, key) or key in _MODULE):
+        return True
+    if key in _assigned_in(tuple(base for base in kind.__mro__ if not is_library(base))):
+        return False
+    return key in assigned_by_libraries(kind) or key.startswith(_OF_LIBRARIES)
 
 
 def is_own(kind: type) -> bool:
@@ -89,7 +99,7 @@ def is_settings(value: Any) -> bool:
         return True
     kind: Any = type(value)
     plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
-    pickled = any("__getstate__" in vars(base) for base in kind.__mro__[:-1])
+    pickled = any("__getstate__" in vars(base) for base in kind.__mro__[:-1]) or assigned_by_libraries(kind)
     return plain and not pickled and is_own(kind) and hasattr(value, "__dict__") and not isinstance(value, _OTHERWISE)
 
 
