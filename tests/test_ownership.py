@@ -1,5 +1,6 @@
 """What models, classes and functions hold: the user's counts, a library's does not, what a pass may write is named."""
 
+import functools
 import subprocess
 import sys
 import types
@@ -29,6 +30,23 @@ class Config:
         self._cap, self.tensors = cap, [torch.tensor(cap)]
 
 
+class Slotted:
+    """Settings with a slot below an ordinary class."""
+
+    __slots__ = ("cap",)
+
+
+class Below(Slotted):
+    """Has attributes besides the slot."""
+
+    def __init__(self, cap: float) -> None:
+        self.cap, self.other = cap, 1.0
+
+
+class Normal(torch.distributions.Normal):
+    """A user's class whose tensors a library's class assigns."""
+
+
 class Own(nn.Module):
     """A user's module whose output depends on what ``made`` returns for a number."""
 
@@ -49,6 +67,8 @@ HELD: dict[str, Callable[[float], Any]] = {
     "list of tensors": lambda k: [torch.tensor(k)],
     "mixed dict": lambda k: {"n": 1, "k": [torch.tensor(k)]},
     "ordinary object": Config,
+    "slots": Below,
+    "of a library's class": lambda k: Normal(0.0, k),
     "objects in a list": lambda k: [Config(k)],
     "dataclass": lambda k: Settings(k),
     "distribution": lambda k: torch.distributions.Normal(0.0, k),
@@ -211,6 +231,80 @@ def test_what_passes_write_is_found_in_methods_functions_and_hooks() -> None:
     assert found.digest == before == identify(Counting(1)).digest != identify(Counting(2)).digest
 
 
+class Recorder:
+    """A hook that keeps what it has seen."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor, self.outputs, self.calls = factor, [], 0
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        self.outputs.append(output)
+        self.calls += 1
+        return output * self.factor
+
+
+PASSES = 0
+
+
+class Remembering(nn.Module):
+    """Writes what it finds out once, what its layers gave, and how often it ran."""
+
+    passes, shift = 0, 1.0
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Identity(), nn.Identity()])
+        self.layers[0].register_forward_hook(Recorder(factor))
+        self.layers[1].register_forward_hook(Recorder(factor).__call__)
+
+    @functools.cached_property
+    def scale(self) -> Tensor:
+        return torch.ones(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        global PASSES
+        PASSES += 1
+        type(self).passes += 1
+        for number, layer in enumerate(self.layers):
+            setattr(self, f"act_{number}", layer(x))
+        return x * self.scale + self.shift
+
+
+def test_what_hooks_classes_and_texts_keep_of_a_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Remembering()
+    before = identify(model, "model").digest
+    with torch.no_grad():
+        model(torch.ones(1, 2))
+    found = identify(model, "model")
+    assert found.digest == before
+    names = ("act_0: Tensor", "act_1: Tensor", "scale: Tensor", "passes: int", "calls: int", "outputs: list")
+    assert set(found.unchecked) == {*(f"model.{name}" for name in names), "model.forward.PASSES: int"}
+    model.layers[0].register_forward_hook(Recorder(2.0))
+    other = identify(model).digest
+    model.layers[0]._forward_hooks.popitem()
+    model.layers[0].register_forward_hook(Recorder(3.0))
+    assert len({before, other, identify(model).digest}) == 3
+    model.layers[0]._forward_hooks.popitem()
+    monkeypatch.setattr(Remembering, "shift", 2.0)
+    assert identify(model).digest != before
+
+
+def test_what_libraries_note_in_a_first_pass_does_not_count() -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    bert = transformers.BertModel(transformers.BertConfig(vocab_size=8, **settings)).eval()
+    compiled_part = nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager"))
+    runs = (
+        (bert, {"input_ids": torch.ones(1, 2, dtype=torch.long), "output_hidden_states": True}),
+        (compiled_part, {"input": torch.ones(1, 2)}),
+    )
+    for model, batch in runs:
+        before = digest(model)
+        with torch.no_grad():
+            model(**batch)
+        assert digest(model) == before
+
+
 def test_weights_are_read_once_wherever_else_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     class Listing(nn.Module):
         def __init__(self, start: int) -> None:
@@ -329,6 +423,13 @@ def test_long_functions_are_read_like_short_ones() -> None:
     code = long_function("os.path", "seen")
     assert imports_of(code) == {(0, "os.path")}
     assert "seen" in written_by(code)
+
+
+def test_a_librarys_functions_in_a_class_are_read_if_they_are_pythons() -> None:
+    class Marked(Tensor):
+        shift = 1.0
+
+    assert digest(Own(lambda k: torch.full((1,), k).as_subclass(Marked), 1.0))
 
 
 def test_objects_that_answer_every_name_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,11 @@ def imports_of(code: types.CodeType) -> set[tuple[int, str]]:
     return found
 
 
+def cached_in(kind: type) -> set[str]:
+    """Return the names of the cached properties in the body of a class, which are kept as attributes of its objects."""
+    return {name for name, item in vars(kind).items() if isinstance(item, functools.cached_property)}
+
+
 def functions_in(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
     """Yield name and function of the methods and properties in the body of a class, without decorators around them."""
     for name, item in vars(kind).items():
@@ -91,12 +96,22 @@ def functions_in(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
 
 
 def rebound_by(code: types.CodeType) -> set[str]:
-    """Return the names of attributes that code may assign or delete, also by their text."""
+    """Return the names of attributes that code may assign or delete, also by their text.
+
+    Where code also joins texts, names that begin or end with one count, as the patterns ``"text*"``, ``"*text"``.
+    """
     found = assigned_by(code)
     for each in _with_inner(code):
         if not _BY_TEXT.isdisjoint(each.co_names):
-            found.update(text for text in each.co_consts if isinstance(text, str) and text.isidentifier())
+            texts = {text for text in each.co_consts if isinstance(text, str) and text.isidentifier()}
+            joined = any(instruction.opname == "BUILD_STRING" for instruction in _instructions(each))
+            found |= texts.union(*({f"{text}*", f"*{text}"} for text in texts if joined))
     return found
+
+
+def stored_globals(code: types.CodeType) -> set[str]:
+    """Return the names of globals that code assigns."""
+    return _named(code, ("STORE_GLOBAL",))
 
 
 def _named(code: types.CodeType, operations: Sequence[str]) -> set[str]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import Enum
 from typing import Any
 
-from qcompress.digests.bytecode import globals_in, imports_of, names_in, written_by
+from qcompress.digests.bytecode import globals_in, imports_of, names_in, stored_globals, written_by
 from qcompress.digests.libraries import absolute, is_installed, is_library, is_library_module
-from qcompress.digests.ownership import is_plain
+from qcompress.digests.ownership import Writes, is_plain
 from qcompress.digests.words import HashedWords, Parts
 
 _WRAPPERS = (staticmethod, classmethod)
@@ -21,8 +21,7 @@ class CodeWords(HashedWords):
 
     def __init__(self) -> None:
         super().__init__()
-        self._assigned: set[str] = set()  # attributes that forward passes assign
-        self._written: set[str] = set()  # those, and what they may change otherwise
+        self._writes = Writes()  # of the passes of all models so far
 
     def _of_function(self, value: types.FunctionType, name: str) -> Parts:
         self._put("function", value.__module__, value.__qualname__)
@@ -36,12 +35,15 @@ class CodeWords(HashedWords):
         yield value.__code__, name
         yield from self._of_items("defaults", (value.__defaults__, value.__kwdefaults__), name)
         yield from self._of_settable(vars(value), name, written_by(value.__code__))
-        modules = []
+        modules, stored = [], self._writes.stored | stored_globals(value.__code__)
         for word in sorted(globals_in(value.__code__)):
             if word in value.__globals__:
                 referenced = value.__globals__[word]
-                yield referenced, f"{name}.{word}"
-                modules.append((referenced, f"{name}.{word}"))
+                if word in stored:
+                    self._add_written(referenced, f"{name}.{word}")
+                else:
+                    yield referenced, f"{name}.{word}"
+                    modules.append((referenced, f"{name}.{word}"))
         for level, imported in sorted(imports_of(value.__code__)):
             full = absolute(level, imported, value)
             self._put("import", full)
@@ -79,10 +81,12 @@ class CodeWords(HashedWords):
                 yield from self._of_items("property", (item.fget, item.fset), f"{name}.{key}")
             elif isinstance(item, functools.cached_property):
                 yield item.func, f"{name}.{key}"
-            elif isinstance(item, types.FunctionType) or (is_plain(item) and not key.startswith("__")):
+            elif isinstance(item, types.FunctionType):
                 yield item, f"{name}.{key}"
-            elif not (isinstance(item, _OF_CLASSES) or key == "_abc_impl" or issubclass(value, Enum)):
-                yield from self._of_settable({key: item}, name, self._written)
+            elif not (
+                isinstance(item, _OF_CLASSES) or key == "_abc_impl" or (issubclass(value, Enum) and not is_plain(item))
+            ):
+                yield from self._of_settable({key: item}, name, {key} if self._writes.to(key, item) else ())
 
     def _of_settable(self, items: Mapping[str, Any], name: str, written: Iterable[str]) -> Parts:
         """Yield attributes of a class or function, except those of Python and those that code writes."""

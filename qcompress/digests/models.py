@@ -2,17 +2,16 @@
 
 import random
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from qcompress.digests import ownership
 from qcompress.digests.code import CodeWords
-from qcompress.digests.ownership import is_own, is_plain
+from qcompress.digests.ownership import is_own
 from qcompress.digests.words import Parts
 
 _OF_SETTINGS = ("name_or_path", "transformers_version", "architectures")
@@ -41,45 +40,34 @@ class ModelWords(CodeWords):
         modules = dict(value.named_modules())
         for module in modules.values():
             self._is_new(module)
-        assigned, written = ownership.written_in_passes(modules.values())
-        self._assigned |= assigned
-        self._written |= written
+        self._writes |= ownership.written_in_passes(modules.values())
         for path, module in modules.items():
             self._put("submodule", path)
             yield type(module), name
-            without = ("training", *ownership.assigned_by_libraries(type(module)) & {"name_or_path"})
-            yield from self._of_attributes(type(module), vars(module), f"{name}.{path}" if path else name, without)
+            yield from self._of_attributes(type(module), vars(module), f"{name}.{path}" if path else name)
             yield from self._of_items("hooks", ownership.hooks_of(module), name)
             if isinstance(module, torch.fx.GraphModule):
                 self._put("graph", module.code)
 
-    def _of_attributes(self, kind: type, attributes: Mapping[str, Any], name: str, without: Sequence[str]) -> Parts:
-        """Yield the attributes of a module or of settings that it holds, for example a configuration."""
+    def _of_attributes(self, kind: type, attributes: Mapping[str, Any], name: str) -> Parts:
+        """Yield the attributes of a module or of settings; of those that libraries assign, what they do not cache."""
         made = ownership.assigned_by_libraries(kind)
         for key, item in sorted(attributes.items()):
-            if key in without or ownership.is_of_library(key, kind):
+            if ownership.is_of_library(key, kind):
                 continue
-            names = self._assigned if is_plain(item) else self._written  # a plain value cannot be changed
-            written = key in names and not isinstance(item, _FUNCTIONS)
+            written = self._writes.to(key, item) and not isinstance(item, _FUNCTIONS)
             if key not in made and (written or isinstance(item, _RANDOM)):
                 self._add_written(item, f"{name}.{key}")
-            elif ownership.is_simple(item) or callable(item):
-                self._put(key)
-                yield item, f"{name}.{key}"
-            elif ownership.is_settings(item):
-                self._put(key)
-                yield from self._of_settings(item, f"{name}.{key}")
-            elif key not in made and not isinstance(item, RemovableHandle):  # hooks count, not their numbers
+            elif key not in made or ownership.is_simple(item) or callable(item) or ownership.is_settings(item):
                 self._put(key)
                 yield item, f"{name}.{key}"
 
     def _of_settings(self, item: Any, name: str) -> Parts:
-        new = self._is_new(item)
-        self._put(type(item).__qualname__, self._seen[id(item)][0])
-        if not new:
-            return
+        """Yield the attributes of an object without inner state."""
+        self._put("settings", type(item).__qualname__)
         if is_own(type(item)):
             yield type(item), name
-        names = [*getattr(item, "__dict__", ()), *getattr(item, "__dataclass_fields__", ())]
-        labels = _OF_SETTINGS if hasattr(item, "transformers_version") else ()
-        yield from self._of_attributes(type(item), {key: getattr(item, key, None) for key in names}, name, labels)
+        names = [*getattr(item, "__dict__", ()), *getattr(type(item), "__dataclass_fields__", ())]
+        labels = _OF_SETTINGS if ownership.is_configuration(item) else ()
+        held = {key: getattr(item, key, None) for key in names if key not in labels}
+        yield from self._of_attributes(type(item), held, name)

@@ -9,6 +9,7 @@ import inspect
 import types
 from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import Enum
+from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any
 
@@ -16,11 +17,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from qcompress.digests.bytecode import assigned_by, functions_in, globals_in, names_in, rebound_by, written_by
+from qcompress.digests.bytecode import (
+    assigned_by,
+    cached_in,
+    functions_in,
+    globals_in,
+    names_in,
+    rebound_by,
+    stored_globals,
+    written_by,
+)
 from qcompress.digests.libraries import is_library
 
-_OF_LIBRARIES = ("_qcompress", "_hf_", "_is_hf_")
+_OF_LIBRARIES = ("_qcompress", "_hf_", "_is_hf_", "_output_capturing_", "_torchdynamo_")
 """How private attributes begin that libraries set in modules of others."""
+_CAPTURING = "transformers.utils.output_capturing"
 _CACHED = type(functools.cache(len))
 _MODULE = frozenset(vars(nn.Module()))
 _OTHERWISE = (nn.Module, Mapping, Sequence, Set)
@@ -28,24 +39,49 @@ _OTHERWISE = (nn.Module, Mapping, Sequence, Set)
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
-    """Return what runs before and after a module."""
-    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    """Return what runs before and after a module, without what transformers registers in passes to store outputs."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return [hook for hook in hooks if not (type(hook) is types.FunctionType and hook.__module__ == _CAPTURING)]
 
 
-def written_in_passes(modules: Iterable[nn.Module]) -> tuple[set[str], set[str]]:
-    """Return the names of attributes that code of the user may assign, and may change, when the modules run.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Writes:
+    """What code of the user may write when modules run.
+
+    Attributes:
+        assigned: names of attributes, and patterns of names, that it may assign.
+        changed: those, and the names of attributes that it may change otherwise.
+        stored: names of globals that it assigns.
+    """
+
+    assigned: frozenset[str] = frozenset()
+    changed: frozenset[str] = frozenset()
+    stored: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Writes") -> "Writes":
+        return Writes(self.assigned | other.assigned, self.changed | other.changed, self.stored | other.stored)
+
+    def to(self, key: str, item: Any) -> bool:
+        """Whether passes may write an attribute with this name and value; a plain value cannot be changed."""
+        names = self.assigned if is_plain(item) else self.changed
+        return key in names or any("*" in name and fnmatchcase(key, name) for name in names)
+
+
+def written_in_passes(modules: Iterable[nn.Module]) -> Writes:
+    """Return what code of the user may write when the modules run.
 
     Followed are ``forward`` and hooks and, from there, all methods of the modules and of what they hold, and functions,
     by their names.
     """
+    listed = list(modules)
+    waiting: list[Any] = [run for module in listed for run in (*hooks_of(module), vars(module).get("forward"))]
+    held = [*listed, *(item for module in listed for item in vars(module).values()), *map(_receiver, waiting)]
+    bases = {base for kind in set(map(type, held)) for base in kind.__mro__ if not is_library(base)}
     methods: dict[str, list[types.FunctionType]] = {}
-    kinds = {type(item) for module in modules for item in (module, *vars(module).values())}
-    for base in {base for kind in kinds for base in kind.__mro__ if not is_library(base)}:
+    for base in bases:
         for name, method in functions_in(base):
             methods.setdefault(name, []).append(method)
-    waiting: list[Any] = list(methods.get("forward", ()))
-    for module in modules:
-        waiting += (*hooks_of(module), vars(module).get("forward"))
+    waiting += (*methods.get("forward", ()), *methods.get("__call__", ()))
     found: set[types.CodeType] = set()
     while waiting:
         function = _function_of(waiting.pop())
@@ -54,12 +90,24 @@ def written_in_passes(modules: Iterable[nn.Module]) -> tuple[set[str], set[str]]
             waiting += map(function.__globals__.get, globals_in(function.__code__))
             for name in names_in(function.__code__):
                 waiting += methods.get(name, ())
-    assigned, written = ({name for code in found for name in names(code)} for names in (rebound_by, written_by))
-    return assigned, written
+    cached = frozenset().union(*map(cached_in, bases))
+    assigned, changed, stored = (
+        frozenset().union(*map(names, found)) for names in (rebound_by, written_by, stored_globals)
+    )
+    return Writes(assigned | cached, changed | cached, stored)
+
+
+def _receiver(hook: Any) -> Any:
+    """The object that a hook runs on: a method's own, or the hook itself."""
+    while type(hook) is functools.partial:
+        hook = hook.func
+    return hook.__self__ if type(hook) is types.MethodType else hook
 
 
 def _function_of(value: Any) -> types.FunctionType | None:
     """The function behind a method and its decorators; nothing else is asked for an attribute, as it may answer all."""
+    while type(value) is functools.partial:
+        value = value.func
     if type(value) is types.MethodType:
         value = value.__func__
     function = inspect.unwrap(value) if type(value) in (types.FunctionType, _CACHED) else None
@@ -79,28 +127,38 @@ def _assigned_in(classes: tuple[type, ...]) -> frozenset[str]:
 
 def is_of_library(key: str, kind: type) -> bool:
     """Whether an attribute of an object of a class is one that PyTorch or another library keeps there for itself."""
+    module, made = issubclass(kind, nn.Module), assigned_by_libraries(kind)
+    if kind.__name__ == "OptimizedModule":  # of `torch.compile`; what is set there goes to the module inside
+        return True
     if not key.startswith("_"):
-        return False
-    if issubclass(kind, nn.Module) and (hasattr(nn.Module, key) or key in _MODULE):
+        return module and (key == "training" or (key == "name_or_path" and key in made))
+    if module and (hasattr(nn.Module, key) or key in _MODULE):
         return True
     if key in _assigned_in(tuple(base for base in kind.__mro__ if not is_library(base))):
         return False
-    return key in assigned_by_libraries(kind) or key.startswith(_OF_LIBRARIES)
+    return key in made or (module and key.startswith(_OF_LIBRARIES))
 
 
 def is_own(kind: type) -> bool:
-    """Whether a class is made by the user, at least in part, so that its private attributes are the user's."""
-    return kind is types.SimpleNamespace or not all(map(is_library, kind.__mro__))
+    """Whether a class is made by the user, at least in part."""
+    return not all(map(is_library, kind.__mro__))
+
+
+def is_configuration(value: Any) -> bool:
+    """Whether a value has the form of a configuration of transformers."""
+    return inspect.getattr_static(value, "transformers_version", _CACHED) is not _CACHED
 
 
 def is_settings(value: Any) -> bool:
-    """Whether a value is a bundle of attributes: a namespace, a dataclass, or an object of a user's plain class."""
-    if isinstance(value, types.SimpleNamespace) or dataclasses.is_dataclass(value):
-        return True
+    """Whether a value is a bundle of attributes: a namespace, a configuration, or an object of a user's plain class."""
     kind: Any = type(value)
+    if kind is types.SimpleNamespace or is_configuration(value):
+        return True
+    if isinstance(value, _OTHERWISE) or not is_own(kind) or assigned_by_libraries(kind):
+        return False
     plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
-    pickled = any("__getstate__" in vars(base) for base in kind.__mro__[:-1]) or assigned_by_libraries(kind)
-    return plain and not pickled and is_own(kind) and hasattr(value, "__dict__") and not isinstance(value, _OTHERWISE)
+    pickled = any("__getstate__" in vars(base) or vars(base).get("__slots__") for base in kind.__mro__[:-1])
+    return dataclasses.is_dataclass(kind) or (plain and not pickled and hasattr(value, "__dict__"))
 
 
 def is_plain(value: Any) -> bool:

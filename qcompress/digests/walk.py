@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qcompress.digests.models import ModelWords
-from qcompress.digests.ownership import is_plain
+from qcompress.digests.ownership import is_plain, is_settings
 from qcompress.digests.words import Parts, plain_words
 
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -66,6 +67,10 @@ class Digest(ModelWords):
             return self._of_items("method", (value.__func__, value.__self__), name)
         if isinstance(value, nn.Module):
             return self._of_module(value, name)
+        if isinstance(value, RemovableHandle):  # hooks count, not their numbers
+            return self._of_items("handle", (), name)
+        if is_settings(value):
+            return self._of_settings(value, name)
         return self._of_object(value, name)
 
     def _of_mapping(self, value: Mapping[Any, Any], name: str) -> Parts:
