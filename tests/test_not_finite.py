@@ -1,5 +1,6 @@
 """Outputs that are finite for the original and not for a compressed model: another choice is taken, or it is said."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model.samples import split_samples
 from qcompress.pages.report_page import write_report_page
 from qcompress.proposals import Proposal, proposals
+from qcompress.steps import repeating
 from solvers import judge
 from tests.models import Residual, seeded
 
@@ -99,6 +101,70 @@ def test_what_is_chosen_from_all_samples_gives_way_to_the_guards_choice(monkeypa
     monkeypatch.setattr(steps, "chosen_again", again)
     result, forward = with_failing(0.39)
     assert bool(forward(result.model, inputs()).isfinite().all())
+    assert result.report.parts_moved == 0
+
+
+class Root(nn.Module):
+    """Its outputs are finite only where a layer's are above a limit, which is as near to the data as is asked for."""
+
+    def __init__(self, seed: int, batches: list[Tensor], *, beyond: float = 1e-4) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.a, self.b = nn.Linear(10, 24), nn.Linear(24, 4)
+        self.limit = 0.0
+        with torch.no_grad():
+            self.limit = min(float(self.before(batch).min()) for batch in batches) - beyond
+
+    def before(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.b(torch.relu(self.a(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.before(x) - self.limit).sqrt()
+
+
+def random_batches(seed: int) -> list[Tensor]:
+    return [torch.randn(32, 10, generator=torch.Generator().manual_seed(10 * seed + number)) for number in range(3)]
+
+
+@pytest.mark.parametrize("method", ["fisher", "sampled", "direct"])
+@pytest.mark.parametrize("seed", range(6))
+def test_weights_that_leave_the_domain_are_never_taken_for_the_originals(method: str, seed: int) -> None:
+    data = random_batches(seed)
+    model = Root(seed, data)
+    try:
+        measurement = measure(model, data, prune_quantize(bits=(8,), sparsity=(0,)), method=method, loss="mse")
+    except ResultNotFiniteError as error:
+        assert re.search("the loss with '[ab]' at '8 bits' is not finite; leave that option out", str(error))  # noqa: PT017
+    else:
+        assert np.isfinite(measurement.cost).all()
+    far = Root(seed, data, beyond=10.0)
+    assert not measure(far, data, prune_quantize(bits=(8,), sparsity=(0,)), method=method, loss="mse").tried
+
+
+def test_a_layer_that_only_ends_the_domain_has_an_effect() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.gate = nn.Linear(10, 4), nn.Linear(10, 4, bias=False)
+            nn.init.constant_(self.gate.weight, 1e-3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            ended = self.gate.weight.abs().max() > 1e-3
+            return self.a(x) + torch.where(ended, torch.nan, 0.0)
+
+    (gate,) = [item for item in measure(Gated(), random_batches(0), OPTIONS).parts if item.name == "gate"]
+    assert gate.name == "gate"
+
+
+def test_an_option_that_is_not_finite_on_held_out_samples_leaves_the_guards_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ResultNotFiniteError("the loss with 'a' at '2 bits' is not finite; leave that option out")
+
+    monkeypatch.setattr(repeating, "with_more_samples", fails)
+    result = compress(network(), [inputs()], budget={"bytes": 0.4}, options=OPTIONS, time_limit=1)
     assert result.report.parts_moved == 0
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from qcompress.compressed.channels import remove_chosen_
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_
-from qcompress.errors import ModelError, OptionsError
+from qcompress.errors import ModelError, NotFiniteError, OptionsError, ResultNotFiniteError
 from qcompress.measurement import Measurement, require_measurement
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.calibration import require_changeable
@@ -200,7 +200,7 @@ def put_(
     if measurement.sets:
         remove_chosen_(model, measurement, transforms)
         if batch_norm_data is not None:
-            reestimate_(model, batch_norm_data, forward)
+            _reestimate_(model, batch_norm_data, forward)
         return model
     fixed_bytes = _fixed_bytes(model, measurement)
     parts = []
@@ -214,8 +214,16 @@ def put_(
     chosen_bytes = sum(item.transform.size_bytes(item.part.target) for item in parts)
     attach(model, Compression(parts=tuple(parts), payload_bytes=fixed_bytes + chosen_bytes))
     if batch_norm_data is not None:
-        reestimate_(model, batch_norm_data, forward)
+        _reestimate_(model, batch_norm_data, forward)
     return model
+
+
+def _reestimate_(model: nn.Module, data: Iterable[Any], forward: Forward | None) -> None:
+    """Re-estimate batch-norm statistics of a compressed model, whose outputs may not be finite."""
+    try:
+        reestimate_(model, data, forward)
+    except NotFiniteError as error:
+        raise ResultNotFiniteError(f"while batch norms of the compressed model were re-estimated: {error}") from error
 
 
 def _fixed_bytes(model: nn.Module, measurement: Measurement) -> int:

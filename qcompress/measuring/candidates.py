@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.errors import ModelError
+from qcompress.errors import ModelError, ResultNotFiniteError
 from qcompress.measuring.kept_codes import NOTHING_KEPT, KeptCodes
 from qcompress.measuring.memory import Returning, return_free_memory, room_on
 from qcompress.model.forward import device_of
@@ -118,10 +118,10 @@ class Candidates:
         """Number of options of all parts, V."""
         return int(self.offsets[-1])
 
-    def not_finite(self, part: int, option: int) -> ModelError:
+    def not_finite(self, part: int, option: int) -> ResultNotFiniteError:
         """Return the error that names an option whose loss is NaN or infinite."""
         name, label = self.parts[part].name, self.transforms[part][option].label
-        return ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
+        return ResultNotFiniteError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
 
     def change(self, part: int, option: int) -> Tensor:
         """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""

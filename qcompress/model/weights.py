@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompress.errors import NotFiniteError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.sites import WEIGHT, Site, path_of, sites_of
@@ -113,6 +114,8 @@ def effective_paths(
             for path in chosen:
                 sites[path].weight.copy_(moved[path])
             changed = forwards.run(model, batch, run)
+        except NotFiniteError:
+            return True
         finally:
             for path in chosen:
                 sites[path].weight.copy_(before[path])

@@ -11,7 +11,7 @@ from qcompress.compressed.apply import apply, chosen_transforms
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.compressed.record import record_of
-from qcompress.errors import ResultNotFiniteError
+from qcompress.errors import NotFiniteError
 from qcompress.measurement import Measurement
 from qcompress.measuring.recoded import fitted_in_turn
 from qcompress.measuring.true_loss import mean_loss
@@ -60,22 +60,22 @@ def made_up(
             return chosen
         cut = {name.rpartition(".")[0] for name, _ in record.cuts}
         others = [path for path, _ in chosen.named_modules() if path not in cut and request.offered.left_out(path)]
-        fitted = fitted_in_turn(
-            request.copied,
-            measurement,
-            chosen_transforms(request.copied, measurement, solution),
-            calibration.data,
-            original=calibration.goal,
-            unchanged=others,
-            forward=calibration.forward,
-            seed=calibration.seed,
-        )
         measured = partial(mean_loss, calibration.goal, loss=calibration.loss, forward=calibration.forward)
         before = measured(chosen, judged)
         try:
+            fitted = fitted_in_turn(
+                request.copied,
+                measurement,
+                chosen_transforms(request.copied, measurement, solution),
+                calibration.data,
+                original=calibration.goal,
+                unchanged=others,
+                forward=calibration.forward,
+                seed=calibration.seed,
+            )
             lower = measured(fitted, judged) < before
             return fitted if lower and math.isfinite(measured(fitted, calibration.data)) else chosen
-        except ResultNotFiniteError:  # the fit has outputs that are not finite, and what was chosen need not
+        except NotFiniteError:  # the fit has outputs that are not finite, and what was chosen need not
             return chosen
 
     return run.once(

@@ -13,6 +13,7 @@ from formulations import Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.budgets import LATENCY
+from qcompress.errors import ResultNotFiniteError
 from qcompress.guard import Guarded
 from qcompress.measurement import Measurement
 from qcompress.measuring.pooled import with_costs_of, with_more_samples, without_moments
@@ -34,7 +35,7 @@ def chosen_again(
         The choice; the guard's, if it follows from no costs (a uniform setting, for example), or where held-out samples
         must stay unseen (those of ``validation``, or before fine-tuning), and where a choice is more than its predicted
         loss (the smallest use for a loss, times of whole models, removed channels), or the model is read block by
-        block. None without a guard.
+        block; or where an option makes outputs for them that are not finite. None without a guard.
     """
     if best is None:
         return None
@@ -43,7 +44,10 @@ def chosen_again(
     if name is None or not _may_see_more(request, measurement):
         return won
 
-    everything = _measured_on_all(request, run, measurement)
+    try:
+        everything = _measured_on_all(request, run, measurement)
+    except ResultNotFiniteError:  # an option that was finite on the other samples
+        return won
     key = {
         **request.judged_by(),
         "problem": problem.fingerprint(),

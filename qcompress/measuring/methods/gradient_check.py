@@ -4,12 +4,12 @@ A straight-through estimator, or a path cut by `detach`, gives a gradient that e
 random direction by a small share of its size must change the outputs as the gradients predict. The gradient itself
 would not do as the direction: what it lacks is at right angles to it. The change is seen by `PROBES` random sums of the
 outputs; taking the difference of a step forward and a step back cancels the second order. If a step does not match, a
-smaller one is tried, as networks are curved, and then other directions, as they have kinks: a wrong gradient stays
-wrong. Discrete choices, such as the experts that a router takes, stay as they are without the move (`choices`). Layers
-are moved in groups, each so far that it changes the outputs as much as the others, and one by one only where a group
-does not match. The larger a group, the closer it has to match, so that one wrong layer among many shows. Half precision
-would round such steps away, so a model in half precision is checked while it holds the same numbers in float32
-(`widened`).
+smaller one is tried, as networks are curved and outputs may end (of a logarithm), and then other directions, as they
+have kinks: a wrong gradient stays wrong. Discrete choices, such as the experts that a router takes, stay as they are
+without the move (`choices`). Layers are moved in groups, each so far that it changes the outputs as much as the others,
+and one by one only where a group does not match. The larger a group, the closer it has to match, so that one wrong
+layer among many shows. Half precision would round such steps away, so a model in half precision is checked while it
+holds the same numbers in float32 (`widened`).
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from qcompress.errors import NotFiniteError
 from qcompress.measuring.memory import Returning, return_free_memory
 from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.choices import HeldChoices
@@ -106,7 +107,10 @@ def _not_followed(
         sums = []
         for sign in (1.0, -1.0):
             with moves.moved({index: sign * length for index, length in lengths.items()}):
-                sums.append(probes.sums(run()))
+                try:
+                    sums.append(probes.sums(run()))
+                except NotFiniteError:
+                    return False
         missed = float((0.5 * (sums[0] - sums[1]) - each.sum(0)).norm())
         return missed <= tolerance * size + noise
 

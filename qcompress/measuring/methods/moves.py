@@ -15,11 +15,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from qcompress.errors import NotFiniteError
 from qcompress.measuring.methods import evidence
 from qcompress.model.scores import random_numbers
 
 LARGEST_SHARE = 10.0
 """Largest factor by which a layer is moved farther, or less far, to change the outputs as much as the others."""
+
+HALVINGS = 4
+"""How often a move that leaves the domain of the outputs, such as that of a logarithm, is halved."""
 
 MOST_ALONE = 4
 """Number of layers up to which each is moved by itself if a group with them did not follow."""
@@ -117,22 +121,34 @@ class Moves:
         noise: Tensor = eps * torch.stack(sizes, dim=1).norm(dim=1)
         return noise.cpu().double()
 
-    @torch.no_grad()
     def _follow(self, layers: list[int], share: float, tolerance: float) -> bool:
-        """Whether the outputs change as predicted when these layers are moved by a share of their moves."""
+        """Whether the outputs change as predicted when these layers are moved by a share of their moves.
+
+        Where outputs are then not finite, a smaller share tells, unless no change at all was predicted.
+        """
+        predicted = self._total(layers)
+        for part in [share / 2**number for number in range(HALVINGS + 1 if bool(predicted.any()) else 1)]:
+            if (output := self._moved(layers, part)) is not None:
+                break
+        if output is None or output.shape != self.point.shape:
+            return False
+        change = output - self.point
+        actual = torch.stack([_by_sample(probe * change).sum(1) for probe in self.probes], dim=1).cpu().double()
+        return evidence.follows(part * predicted, actual, self._noise(), tolerance)
+
+    @torch.no_grad()
+    def _moved(self, layers: list[int], share: float) -> Tensor | None:
+        """Outputs with these layers moved by a share of their moves, or None if they are not finite."""
         before = {index: self.weights[index].detach().clone() for index in layers}
         try:
             for index in layers:
                 self.weights[index].add_(self.changes[index], alpha=share)
-            output = self.run()
+            return self.run()
+        except NotFiniteError:
+            return None
         finally:
             for index, weight in before.items():
                 self.weights[index].copy_(weight)
-        if output.shape != self.point.shape:
-            return False
-        moved = output - self.point
-        actual = torch.stack([_by_sample(probe * moved).sum(1) for probe in self.probes], dim=1).cpu().double()
-        return evidence.follows(share * self._total(layers), actual, self._noise(), tolerance)
 
 
 def _by_sample(values: Tensor) -> Tensor:

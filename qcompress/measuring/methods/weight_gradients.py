@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qcompress.errors import NotFiniteError
 from qcompress.measuring.candidates import Layer
 from qcompress.measuring.effects import Effects
 from qcompress.measuring.memory import return_free_memory
@@ -197,6 +198,8 @@ class WeightGradients:
                 noise = random_numbers(weight.shape, original, generator)
                 weight.add_(noise * original.float().square().mean().sqrt().to(original))
             moved = forwards.run(self._model, batch, self._forward)
+        except NotFiniteError:
+            return True
         finally:
             for weight, original in zip(weights, before, strict=True):
                 weight.copy_(original)
