@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.compressed.factored import factored, replace_
-from qcompress.measurement import has_choice
+from qcompress.measurement import Measurement, has_choice
 from qcompress.model import forward as forwards
 from qcompress.model.composed import put_back
 from qcompress.model.layers import weight_of
@@ -25,6 +25,8 @@ from qcompress.model.steady import SAME, Steady, relative_difference
 from qcompress.model.tensors import Held, held_tensors, overlapping
 from qcompress.options import Options
 from qcompress.transforms.base import Transform
+
+_NOTED, _ALONE = ": not replaced by smaller layers, ", "it cannot be replaced by smaller layers: "
 
 
 def tried_out(model: nn.Module, inventory: Survey, options: Mapping[str, Options], batch: Any, run: Steady) -> Survey:
@@ -80,15 +82,40 @@ def _at_fault(layers: Mapping[str, nn.Module], why_not: Callable[[Iterable[nn.Mo
     return found[0] | found[1] or dict.fromkeys(layers, why)
 
 
+def not_replaced(measured: Survey | Measurement, message: str, most: int = 3) -> str:
+    """Say which layers smaller ones cannot replace and why, most frequent reason first; empty without such layers.
+
+    Args:
+        measured: where the parts come from.
+        message: what is said already; its reasons are not repeated.
+        most: maximum number of reasons, and of layers with each.
+    """
+    if isinstance(measured, Survey):
+        needed = measured.needed
+    else:
+        noted = [note.partition(_NOTED) for note in measured.notes]
+        needed = {name: why for name, _, why in noted if why}
+        needed |= {name: why.removeprefix(_ALONE) for name, why in measured.no_choice.items() if why.startswith(_ALONE)}
+    names: dict[str, list[str]] = {}
+    for name, why in needed.items():
+        if why not in message:
+            names.setdefault(why, []).append(name)
+    return "".join(
+        f". Smaller layers cannot replace {', '.join(map(repr, own[:most]))}"
+        f"{f' and {len(own) - most} more' if len(own) > most else ''}: {why}"
+        for why, own in sorted(names.items(), key=lambda item: -len(item[1]))[:most]
+    )
+
+
 def told(inventory: Survey, transforms: Sequence[Sequence[Transform]]) -> tuple[dict[str, str], list[str]]:
     """Return why parts have no choice, and notes on those that have other options."""
     no_choice, notes = {}, []
     for part, options in zip(inventory.parts, transforms, strict=True):
         why = inventory.needed.get(part.name)
         if why is not None and has_choice(options):
-            notes.append(f"{part.name}: not replaced by smaller layers, {why}")
+            notes.append(f"{part.name}{_NOTED}{why}")
         elif why is not None:
-            no_choice[part.name] = f"it cannot be replaced by smaller layers: {why}"
+            no_choice[part.name] = f"{_ALONE}{why}"
     return no_choice, notes
 
 

@@ -16,6 +16,7 @@ from qcompress.formulation import formulate
 from qcompress.guard import Guarded, KeptLoss, Seen, guard
 from qcompress.measurement import Measurement
 from qcompress.measuring.removals import on_offer
+from qcompress.measuring.replacing import not_replaced
 from qcompress.model.opened import opened_of
 from qcompress.opened_guard import OpenedKeptLoss
 from qcompress.proposals import SOLVER, Proposal, feasible_settings, proposals, reference
@@ -53,7 +54,7 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement, *, ti
     except InfeasibleBudgetError as error:
         hint = remedy(problem, request.budget, measurement.original)
         hint += fixed_use(problem, measurement, measurement.kept) + not_lowered(problem, measurement, measurement.kept)
-        hint += _channels_that_stay(request, measurement)
+        hint += not_replaced(measurement, hint) + _channels_that_stay(request, measurement)
         error.args = (f"{error}{hint}",)
         raise
     run.save("problem.npz", problem.save)

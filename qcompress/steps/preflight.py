@@ -33,7 +33,7 @@ from qcompress.measurement import without_choice
 from qcompress.measuring.channel_latency import require_separate
 from qcompress.measuring.channels import offers_channels
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
-from qcompress.measuring.replacing import tried_out
+from qcompress.measuring.replacing import not_replaced, tried_out
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
 from qcompress.model.parts import UNCALLED, Part, Survey, survey
@@ -180,7 +180,8 @@ def require_possible(request: Request) -> None:
         if None in transforms:  # their ranks are only known after measuring
             error.args = (str(error).replace("the smallest possible use is", "every choice uses at least"),)
         hint = remedy(problem, asked_of, original) + fixed_use(problem, inventory, kept)
-        error.args = (f"{error}{hint}{not_lowered(problem, inventory, kept)}{_not_fitting(request, inventory)}",)
+        hint += not_lowered(problem, inventory, kept)
+        error.args = (f"{error}{hint}{not_replaced(inventory, hint)}{_not_fitting(request, inventory)}",)
         raise
 
 

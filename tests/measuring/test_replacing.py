@@ -253,6 +253,23 @@ def test_a_budget_that_only_replacing_such_a_layer_meets_is_refused_before_measu
     compress(made(Net), inputs(), budget={"bytes": 0.35}, options=RANKS, solver="greedy")
 
 
+def test_an_unreachable_budget_says_why_layers_cannot_be_replaced() -> None:
+    told = r"Smaller layers cannot replace 'a': the network needs the layer itself \(AttributeError"
+    quarter = prune_quantize(bits=(4,), sparsity=(0,))
+    with pytest.raises(InfeasibleBudgetError, match=told):
+        compress(made(Method), inputs(), budget={"bytes": 0.35}, options=RANKS)
+    for options in (RANKS, RANKS + quarter):
+        measurement = measure(made(Method), inputs(), options)
+        with pytest.raises(InfeasibleBudgetError, match=told):
+            compress(made(Method), inputs(), budget={"macs": 0.01}, measurement=measurement)
+    with pytest.raises(InfeasibleBudgetError, match="cannot be replaced by smaller layers: ") as caught:
+        compress(made(Method), inputs(), budget={"bytes": 0.01}, measurement=measure(made(Method), inputs(), RANKS))
+    assert str(caught.value).count("the network needs the layer itself") == 1
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        compress(made(Net), inputs(), budget={"macs": 0.01}, options=RANKS)
+    assert "cannot replace" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", KEPT)
 def test_a_layer_that_the_network_needs_itself_stays_with_the_reason(name: str) -> None:
     make, reason = KEPT[name]
