@@ -15,6 +15,7 @@ from qcompress.options import Options
 from qcompress.transforms import column_blocks
 
 SHOWN = 20  # layer names listed in an error
+_LEFT_OUT, _UNMATCHED = "left out by ", "no pattern of the options matches its name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +65,15 @@ class Offered:
     def skipped(self, *names: str) -> str:
         """Why a layer with these names must not change, or an empty string."""
         pattern = self._match(names, self.skip)
-        return f"left out by skip={pattern!r}" if pattern else ""
+        return f"{_LEFT_OUT}skip={pattern!r}" if pattern else ""
 
     def left_out(self, *names: str) -> str:
         """Why a layer with these names is left out, or an empty string."""
         if why := self.skipped(*names):
             return why
         if self.only is not None and not self._match(names, self.only):
-            return "left out by only="
-        return "" if self._match(names, self.by_pattern) else "no pattern of the options matches its name"
+            return f"{_LEFT_OUT}only="
+        return "" if self._match(names, self.by_pattern) else _UNMATCHED
 
     def options(self, *names: str) -> Options:
         """Return the options for a layer that is not left out."""
@@ -104,6 +105,11 @@ class Offered:
 
     def _match(self, names: Sequence[str], patterns: Iterable[str]) -> str:
         return next((pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in names)), "")
+
+
+def says_left_out(reason: str) -> bool:
+    """Whether a reason is one of `Offered.left_out`."""
+    return reason.startswith(_LEFT_OUT) or reason == _UNMATCHED
 
 
 def _patterns(given: Any, name: str) -> tuple[str, ...]:

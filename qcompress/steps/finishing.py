@@ -1,6 +1,7 @@
 """Steps from a choice to the compressed model: apply, fit in turn, and fine-tune."""
 
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.compressed.record import record_of
 from qcompress.errors import NotFiniteError
 from qcompress.measurement import Measurement
+from qcompress.measuring.options_by_layer import says_left_out
 from qcompress.measuring.recoded import fitted_in_turn
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.opened import opened_of
+from qcompress.model.sites import path_of
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps import opened
 from qcompress.steps.request import KEPT, MODEL_FILE, Request, identity_of
@@ -58,8 +61,8 @@ def made_up(
         record = record_of(chosen)
         if record is None or not record.smaller:
             return chosen
-        cut = {name.rpartition(".")[0] for name, _ in record.cuts}
-        others = [path for path, _ in chosen.named_modules() if path not in cut and request.offered.left_out(path)]
+        left_out, cut = _left_out(request, measurement), _cut(chosen)
+        others = [path for path, _ in chosen.named_modules() if path not in cut and left_out(path)]
         measured = partial(mean_loss, calibration.goal, loss=calibration.loss, forward=calibration.forward)
         before = measured(chosen, judged)
         try:
@@ -91,30 +94,78 @@ def finetuned(
 ) -> nn.Module:
     """Fine-tune the compressed model with the original as teacher, if steps are requested.
 
-    The best step is selected on the held-out samples if there are any, otherwise on the calibration data.
+    The best step is selected on the held-out samples if there are any, otherwise on the calibration data. Layers that
+    are left out (see `qcompress.measuring.options_by_layer`) stay as they are, unless they lost inputs.
     """
     if request.finetune_steps == 0:
         return chosen
     calibration = request.calibration
     training = {"steps": request.finetune_steps, "learning_rate": request.learning_rate}
+
+    def make(cache: Path | None) -> nn.Module:
+        staying = _parameters_left_out(chosen, _left_out(request, measurement))
+        _require_gradient(chosen, staying, required=False)
+        try:
+            tuned = finetune(
+                chosen,
+                calibration.data,
+                request.finetune_steps,
+                teacher=calibration.goal,
+                loss=calibration.loss,
+                learning_rate=request.learning_rate,
+                validation=list(request.kept) or calibration.data,
+                forward=calibration.forward,
+                seed=calibration.seed,
+                cache=cache,
+                on_progress=run.watched(request.on_finetune),
+            )
+        finally:
+            _require_gradient(chosen, staying, required=True)
+        _require_gradient(tuned, staying, required=True)
+        return tuned
+
     return run.once(
         "finetune",
-        lambda cache: finetune(
-            chosen,
-            calibration.data,
-            request.finetune_steps,
-            teacher=calibration.goal,
-            loss=calibration.loss,
-            learning_rate=request.learning_rate,
-            validation=list(request.kept) or calibration.data,
-            forward=calibration.forward,
-            seed=calibration.seed,
-            cache=cache,
-            on_progress=run.watched(request.on_finetune),
-        ),
+        make,
         key={**_applied_from(request, run, measurement, solution, refitted=True), "chosen": chosen, **training},
         kept=_kept_model(MODEL_FILE, request.copied),
     )
+
+
+def _left_out(request: Request, measurement: Measurement) -> Callable[..., bool]:
+    """Return the function of a layer's names that says whether it is left out; a measurement may be an earlier one."""
+    if request.measurement is None:
+        return lambda *names: bool(request.offered.left_out(*names))
+    named = {item.name for item in measurement.skipped if says_left_out(item.reason) and not measurement.sets}
+    return lambda *names: not named.isdisjoint(names)
+
+
+def _cut(chosen: nn.Module) -> set[str]:
+    """Paths of the layers that lost channels."""
+    record = record_of(chosen)
+    return set() if record is None else {name.rpartition(".")[0] for name, _ in record.cuts}
+
+
+def _parameters_left_out(chosen: nn.Module, left_out: Callable[..., bool]) -> list[str]:
+    """Names of the parameters with gradients that stay as they are; those in place of a compressed layer do not."""
+    record, cut = record_of(chosen), _cut(chosen)
+    compressed = () if record is None else tuple(f"{path}." for item in record.parts for path in item.part.modules)
+    names: dict[nn.Parameter, list[str]] = {}
+    for path, module in chosen.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            names.setdefault(parameter, []).extend((path, path_of(path, name)))
+    return [
+        name
+        for name, parameter in chosen.named_parameters()
+        if parameter.requires_grad
+        and left_out(*names[parameter])
+        and not any(own in cut or own.startswith(compressed) for own in names[parameter])
+    ]
+
+
+def _require_gradient(model: nn.Module, names: Iterable[str], *, required: bool) -> None:
+    for name in names:
+        model.get_parameter(name).requires_grad_(required)
 
 
 def _applied_from(
