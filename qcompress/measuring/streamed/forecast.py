@@ -30,12 +30,14 @@ class UnitForecast:
         weights: bytes of its weights.
         options: bytes of all its options in stored form, and of the moments that they are fitted to.
         working: the largest temporary allocation.
+        at_least: whether it may be larger.
     """
 
     name: str
     weights: int
     options: int
     working: int
+    at_least: bool = False
 
     @property
     def total(self) -> int:
@@ -98,10 +100,15 @@ def room_left(memory: int | None, base: int, units: Sequence[UnitForecast], most
     largest = max(units, key=lambda unit: unit.total)
     needed = needed_bytes(base, units)
     if needed > memory:
-        uses = {"weights": largest.weights, "options": largest.options, "encoding them": largest.working}
+        uses = {
+            "weights": largest.weights,
+            "options": largest.options,
+            "encoding them, or one sample's pass": largest.working,
+        }
         listed = ", ".join(f"{_shown(use)} for {what}" for what, use in uses.items() if use)
+        how = "more than" if any(unit.at_least for unit in units) else "about"
         raise OptionsError(
-            f"memory={_shown(memory)} was given, but about {_shown(needed)} are needed: the process and what it holds "
+            f"memory={_shown(memory)} was given, but {how} {_shown(needed)} are needed: the process and what it holds "
             f"all the time use {_shown(base + COMPILING)}, and {largest.name} needs {listed}; give more memory, enable "
             "fewer options, or use shorter samples"
         )

@@ -1,8 +1,12 @@
 """Memory that an opened model's measurement needs: its parts are found by one sample's pass, then counted.
 
+What the pass itself takes is counted on one block of each kind (`qcompress.measuring.streamed.pass_memory`).
+
 `qcompress.measuring.streamed.forecast` has the constants.
 """
 
+import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +17,7 @@ from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.streamed.calls import counted_by_block, everything_around, others_call_more
 from qcompress.measuring.streamed.forecast import UnitForecast, forecast_of, needed_bytes, resident_bytes
 from qcompress.measuring.streamed.inputs import passes_of
+from qcompress.measuring.streamed.pass_memory import pass_bytes
 from qcompress.measuring.streamed.sweep import BlockSweep, temporary_sweep
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
@@ -61,19 +66,45 @@ def surveyed(sweep: BlockSweep, run: forwards.Forward, offered: Offered, loss: L
 
 
 def unit_forecasts(
-    sweep: BlockSweep, parts: Sequence[Part], options: Mapping[str, Options], output: Tensor
+    sweep: BlockSweep,
+    parts: Sequence[Part],
+    options: Mapping[str, Options],
+    output: Tensor,
+    limit: int | None = None,
 ) -> list[UnitForecast]:
-    """Memory forecasts of every block and of everything outside the blocks."""
+    """Memory forecasts of every block and of everything outside the blocks.
+
+    Args:
+        sweep: the samples.
+        parts: the parts of its model.
+        options: options on offer, by part name.
+        output: the model's output for the first sample.
+        limit: bytes of the process at which the forecast need not go on, as they are too many.
+    """
     tokens = max(shape[:-1].numel() for shape in sweep.shapes)
     itemsize = sweep.dtype.itemsize
     forecasts: list[UnitForecast] = []
     inside: set[str] = set()
-    for path in sweep.opened.blocks:
+    passes: dict[object, tuple[int, bool]] = {}
+    for block, path in enumerate(sweep.opened.blocks):
         block_parts = [part for part in parts if part.modules[0].startswith(f"{path}.")]
         inside.update(part.name for part in block_parts)
         through = sum(part.target.per_channel + part.target.channels for part in block_parts)
-        weights = sweep.opened.block_bytes(path)
-        forecasts.append(forecast_of(f"block {path!r}", weights, block_parts, options, 4 * tokens * through * itemsize))
+        weights, passing = sweep.opened.block_bytes(path), 4 * tokens * through * itemsize
+        forecast = forecast_of(f"block {path!r}", weights, block_parts, options, passing)
+        if (kind := _kind(sweep.model.get_submodule(path))) not in passes:
+            most = math.inf if limit is None else limit - needed_bytes(resident_bytes(), [forecast]) + forecast.working
+            passes[kind] = pass_bytes(sweep, block, block_parts, max(most, passing))
+        counted, stopped = passes[kind]
+        passing = max(passing, counted)
+        forecast = forecast_of(f"block {path!r}", weights, block_parts, options, passing)
+        forecasts.append(dataclasses.replace(forecast, at_least=stopped))
     outside = [part for part in parts if part.name not in inside]
-    forecasts.append(forecast_of("everything outside the blocks", 0, outside, options, 8 * 4 * output.numel()))
+    numbers = output.numel() * tokens // sweep.shapes[0][:-1].numel()
+    forecasts.append(forecast_of("everything outside the blocks", 0, outside, options, 8 * 4 * numbers))
     return forecasts
+
+
+def _kind(block: nn.Module) -> object:
+    """What blocks that take the same memory have in common."""
+    return type(block), tuple((name, own.shape, own.dtype) for name, own in block.named_parameters())

@@ -77,7 +77,8 @@ def measure_streamed(
         inventory, output = surveyed(sweep, run, offered, calibration.loss)
         options, notes = calibrated_options(inventory.parts, offered)
         require_supported(inventory.parts, [options[part.name].offers for part in inventory.parts])
-        room = room_left(limit, resident_bytes(), unit_forecasts(sweep, inventory.parts, options, output), HELD)
+        units_needed = [] if limit is None else unit_forecasts(sweep, inventory.parts, options, output, limit)
+        room = room_left(limit, resident_bytes(), units_needed, HELD)
 
         def work_out(parts: Sequence[Part], block: int | None) -> tuple[Candidates, NDArray[np.float64]]:
             offers = {part.name: options[part.name].offers for part in parts}

@@ -1,0 +1,142 @@
+"""Memory that one sample's pass through a block takes, forward and backward.
+
+The sizes of its layers do not tell it: attention may store its scores, whose number grows with the square of the
+tokens, for every head. So one block of each kind runs on the longest sample as it does in the gradient check, in
+float32 and with everything that the backward pass needs, while the tensors that are alive are counted. It runs on
+tensors without values; where a block looks at values, such as a router of experts, it runs in earnest, and is stopped
+where it takes more than it may.
+"""
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from qcompress.measuring.memory import return_free_memory
+from qcompress.measuring.methods.choices import HeldChoices
+from qcompress.measuring.methods.gradient_check import widened
+from qcompress.measuring.streamed.sweep import BlockSweep
+from qcompress.model.batches import as_float32
+from qcompress.model.chain import BlockCall
+from qcompress.model.dispatch import Watching
+from qcompress.model.parts import Part
+
+
+def pass_bytes(sweep: BlockSweep, block: int, parts: Sequence[Part], most: float) -> tuple[int, bool]:
+    """Return the largest number of bytes that a pass of the longest sample through a block takes beside its weights.
+
+    Args:
+        sweep: the samples.
+        block: index of the block.
+        parts: its parts, whose weights receive gradients.
+        most: bytes at which a pass in earnest is stopped.
+
+    Returns:
+        The bytes, and whether the pass was stopped.
+    """
+    path = sweep.opened.blocks[block]
+    weights = [part.site(sweep.model).weight for part in parts]
+    sample = max(range(len(sweep)), key=lambda index: sweep.shapes[index].numel())
+    with torch.no_grad():
+        hidden, call = sweep.hidden(0, sample), sweep.chain.call(block, sweep.samples[sample].inputs)[1]
+    given = sum(value.nbytes for value in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(value, Tensor))
+
+    def run(entering: Tensor, *, wide: bool) -> None:
+        with torch.enable_grad():
+            entering = (as_float32(entering) if wide else entering).detach().requires_grad_()
+            other = BlockCall(as_float32(call.args), as_float32(call.kwargs)) if wide else call
+            output = HeldChoices(lambda: sweep.chain.block(block, entering, other))()
+            torch.autograd.grad(output, entering, torch.ones_like(output), retain_graph=True)
+
+    with sweep.opened.loaded(path), _differentiable(weights):
+        for widening in (True, False):
+            with widened(sweep.model.get_submodule(path)) if widening else contextlib.nullcontext(False) as wide:
+                if (counted := _without_values(hidden, partial(run, wide=wide))) is not None:
+                    return given + counted, False
+                living = _Living(most - given)
+                try:
+                    with living:
+                        run(hidden, wide=wide)
+                except _TooMuchError:
+                    return given + living.peak, True
+                except RuntimeError:  # as in the check: the block's own code may ask for half precision
+                    if not wide:
+                        raise
+                    continue
+                return given + living.peak, False
+    raise AssertionError  # without widening it returns or raises
+
+
+def _without_values(hidden: Tensor, run: Callable[[Tensor], None]) -> int | None:
+    """Count the bytes of a function of tensors without values; None if it looks at values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        mode, living = FakeTensorMode(allow_non_fake_inputs=True), _Living(float("inf"))
+        hidden = mode.from_tensor(hidden)
+        with mode, living:
+            run(hidden)
+    except Exception:  # of many kinds, by operation
+        return None
+    finally:
+        logger.disabled = before
+    return living.peak
+
+
+@contextlib.contextmanager
+def _differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    before = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, flag in zip(weights, before, strict=True):
+            weight.requires_grad_(flag)
+        return_free_memory()
+
+
+class _TooMuchError(Exception):
+    """A pass takes more memory than it may."""
+
+
+class _Living(Watching):  # type: ignore[no-untyped-call]
+    """Mode that counts the bytes of all living tensors that operations made; ``peak`` is the most so far."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._alive = 0
+        self._most = most
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = {_place(value) for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for value in pytree.tree_leaves(result):
+            if isinstance(value, Tensor) and (place := _place(value)) not in given | self._known:
+                storage = value.untyped_storage()
+                self._known.add(place)
+                self._alive += storage.nbytes()
+                weakref.finalize(storage, self._release, place, storage.nbytes())
+        self.peak = max(self.peak, self._alive)
+        if self._alive > self._most:
+            raise _TooMuchError
+        return result
+
+    def _release(self, place: int, nbytes: int) -> None:
+        self._known.discard(place)
+        self._alive -= nbytes
+
+
+def _place(value: Tensor) -> int:
+    return int(value.untyped_storage()._cdata)
