@@ -76,8 +76,8 @@ class Opened(Blocks):
         Raises:
             ModelError: a weight is not finite.
         """
-        self._load(block)
         try:
+            self._load(block)
             yield self._model.get_submodule(block)
         finally:
             self._free(block)
@@ -120,13 +120,14 @@ class Opened(Blocks):
             self._free(path)
 
     def _load(self, path: str) -> None:
+        """Read a block; `_free` follows, whether this raises or not."""
         self._held[path] = self._held.get(path, 0) + 1
-        if self._held[path] > 1:
+        if path in self._meta:
             return
         places, block = [], self._model.get_submodule(path)
         read: dict[int, nn.Parameter] = {}  # a weight that several modules share is one
         for inner, module in block.named_modules(prefix=path):
-            for key, place in list(module._parameters.items()):
+            for key, place in module._parameters.items():
                 if place is None:
                     continue
                 if id(place) not in read:
@@ -135,7 +136,8 @@ class Opened(Blocks):
                         raise ModelError(f"the weight {f'{inner}.{key}'!r} holds NaN or infinity")
                     read[id(place)] = nn.Parameter(numbers, requires_grad=False)
                 places.append((module, key, place))
-                module._parameters[key] = read[id(place)]
+        for module, key, place in places:  # after all is read: an error leaves nothing changed
+            module._parameters[key] = read[id(place)]
         self._meta[path] = places
 
     def _free(self, path: str) -> None:

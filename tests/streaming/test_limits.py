@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import qcompress
 from qcompress.errors import ModelError
 from qcompress.model.parts import UNCALLED, USED_BY_BLOCK
-from tests.opened_models import in_memory, tokens
+from tests.opened_models import in_memory, saved, tokens
 
 OPTIONS = qcompress.prune_quantize(bits=(3, 4), sparsity=(0,))
 
@@ -116,3 +116,15 @@ def test_a_block_shared_by_all_layers_is_refused_and_measured_in_memory(tmp_path
     with pytest.raises(ModelError, match=r"'albert\.encoder\.albert_layer_groups\.0' 3 times.*from_pretrained\(\)"):
         qcompress.measure(qcompress.open_model(tmp_path), [tokens(1, 8)], OPTIONS, method="sampled")
     assert qcompress.measure(in_memory(tmp_path), [tokens(1, 8)], OPTIONS, method="sampled").parts
+
+
+def test_a_weight_that_is_not_finite_is_named_in_every_call(tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model = qcompress.open_model(folder)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"^the weight 'model\.layers\.1\.mlp\.up_proj\.weight' holds NaN or infi"):
+            qcompress.measure(model, [tokens(2, 8)], OPTIONS, method="sampled")
+        assert all(own.is_meta for name, own in model.named_parameters() if ".layers." in name)
