@@ -65,9 +65,11 @@ def token_windows(source: AnyPath, text: AnyPath, *, length: int = 512, count: i
     whole = ids[: number * length].view(number, 1, length)
     taken = min(number, count + 2 * max(count // 4, 1))
     chosen = [place * number // taken for place in range(taken)]
+    group, rest = min(taken, 6), max(taken // 6, 1)
     uses: tuple[list[Tensor], ...] = ([], [], [])
     for place, window in enumerate(chosen):  # of six in a row, the third is for validation, the sixth for testing
-        uses[{2: 1, 5: 2}.get(place % 6, 0)].append(whole[window])
+        use = {(group - 1) // 2: 1, group - 1: 2}.get(place % group, 0) if place < group * rest else 0
+        uses[use].append(whole[window])
     return Windows(calibration=uses[0], validation=uses[1], test=uses[2])
 
 

@@ -240,6 +240,10 @@ def test_perplexity_is_that_of_the_next_tokens(folder: Path) -> None:
 def test_windows_share_no_token_and_are_spread_over_the_text(folder: Path) -> None:
     found = token_windows(folder / "model", folder / "text.txt", length=12, count=8)
     assert [len(own) for own in (found.calibration, found.validation, found.test)] == [8, 2, 2]
+    for count in (1, 2, 3, 4, 5, 7, 11, 13):
+        some = token_windows(folder / "model", folder / "text.txt", length=12, count=count)
+        quarter = max(count // 4, 1)
+        assert [len(own) for own in (some.calibration, some.validation, some.test)] == [count, quarter, quarter]
     everything = token_windows(folder / "model", folder / "text.txt", length=12, count=10_000)
     number = len(SAID.split()) * 30 // 12
     assert len(everything.calibration) + len(everything.validation) + len(everything.test) == number
