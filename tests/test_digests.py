@@ -156,3 +156,21 @@ def placed(file: str) -> types.ModuleType:
     module = types.ModuleType("installed")
     module.__file__ = file
     return module
+
+
+def test_packages_that_an_installation_elsewhere_recorded_are_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recorded_elsewhere").mkdir()
+    (tmp_path / "recorded_elsewhere" / "__init__.py").write_text("def called(): pass\n")
+    (tmp_path / "beside_the_recorded.py").write_text("def called(): pass\n")
+    record = tmp_path / "recorded_elsewhere-1.0.dist-info"
+    record.mkdir()
+    (record / "RECORD").write_text("recorded_elsewhere/__init__.py,,\nrecorded_elsewhere-1.0.dist-info/RECORD,,\n")
+    developed = tmp_path / "beside.egg-info"
+    developed.mkdir()
+    (developed / "SOURCES.txt").write_text("beside_the_recorded.py\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    installed, own = map(importlib.import_module, ("recorded_elsewhere", "beside_the_recorded"))
+    assert is_library(installed.called)
+    assert not is_library(own.called)

@@ -1,9 +1,11 @@
-"""Which modules belong to Python or to an installed package: those whose file lies in one of its folders.
+"""Which modules belong to Python or to an installed package.
 
-All other modules may change unnoticed and are the user's own, also those without a file that are made by hand.
+They lie in one of its folders, or an installation elsewhere (``pip install --target``) recorded their package as its
+own. All other modules may change unnoticed and are the user's own, also those without a file that are made by hand.
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -73,4 +75,18 @@ def absolute(level: int, imported: str, function: types.FunctionType) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _is_within(file: str) -> bool:
-    return str(Path(file).resolve()).startswith(_FOLDERS)
+    path = Path(file).resolve()
+    return str(path).startswith(_FOLDERS) or any(
+        path.relative_to(folder).parts[0] in _recorded_in(folder) for folder in path.parents if _is_searched(folder)
+    )
+
+
+def _is_searched(folder: Path) -> bool:
+    return any(Path(place).resolve() == folder for place in sys.path)
+
+
+@functools.lru_cache(maxsize=256)
+def _recorded_in(folder: Path) -> frozenset[str]:
+    """Return the packages that the records of a folder's installations list; a project under development has none."""
+    installed = importlib.metadata.distributions(path=[str(folder)])
+    return frozenset(Path(file).parts[0] for each in installed if each.read_text("RECORD") for file in each.files or ())
