@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from formulations.files import replacing
 from qcompress.compressed.record import CompressedPart, Compression, attach
 from qcompress.measurement import Measurement
+from qcompress.model.composed import compose_
 from qcompress.model.opened import opened_from, opened_of
 from qcompress.model.tensors import all_names
 from qcompress.model.weight_files import StoredTensor, WeightFiles
@@ -70,14 +70,23 @@ class ChosenWeights(WeightFiles):
         items = self._of.get(name)
         if items is None:
             return self._original.read(name)
-        site, shape = items[0].part.site(self._model), torch.Size(self._original[name].shape)
+        site = items[0].part.site(self._model)
+        shape = site.weight.shape
         if items[0].part.rows is None:
             return site.restored(items[0].rows(), shape)
-        rows = site.to_rows(self._original.read(name)).clone()
+        rows = site.to_rows(self._original.read(name) if name in self._original else site.weight.detach()).clone()
         for item in items:
             assert item.part.rows is not None  # noqa: S101
             rows[slice(*item.part.rows)] = item.rows().to(rows)
         return site.restored(rows, shape)
+
+    def put_computed_(self, model: nn.Module) -> None:
+        """Decode those weights of a copy of the model that the original computes from others in its files."""
+        compose_(model)
+        model.requires_grad_(False)
+        for name in self._of.keys() - self._original.keys():
+            if not (weight := model.get_parameter(name)).is_meta:
+                weight.data.copy_(self.read(name))
 
 
 def write_codes(path: Path, codes: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -114,6 +123,7 @@ def chosen_model(
         parts.append(CompressedPart(part=part, transform=transform, stored=cast("dict[str, Tensor]", stored)))
     weights = ChosenWeights(opened.files, parts, model)
     chosen = opened_from(weights, dtype=opened.dtype, make=opened.make, blocks=opened.blocks, like=model)
+    weights.put_computed_(chosen)
     for name in ("config", "generation_config"):
         if hasattr(model, name):
             setattr(chosen, name, getattr(model, name))

@@ -40,8 +40,7 @@ def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
     composed = [
         module
         for path, module in model.named_modules()
-        if (computed := _computed(module))
-        and (names is None or any(f"{path}.{name}".lstrip(".") in names for name in computed))
+        if (own := computed(module)) and (names is None or any(f"{path}.{name}".lstrip(".") in names for name in own))
     ]
     if not composed:
         return
@@ -55,7 +54,7 @@ def composed(model: nn.Module) -> Iterator[None]:
     """Do the same as `compose_`, inside a ``with`` block."""
     forwards.require_module(model)
     expanded = [(tensor, tensor.data) for tensor in _expanded(model)]
-    with put_back(module for module in model.modules() if _computed(module)):
+    with put_back(module for module in model.modules() if computed(module)):
         try:
             compose_(model)
             yield
@@ -82,7 +81,7 @@ def _expanded(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor, extent in extents if extent and extent[2] - extent[1] < size_bytes(tensor)]
 
 
-def _computed(module: nn.Module) -> list[str]:
+def computed(module: nn.Module) -> list[str]:
     """Return the names of the parameters that a module computes."""
     names = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
     return names + [name for name, _ in _hooks(module)]

@@ -21,6 +21,7 @@ from qcompress.identity import Identity, identify_read
 from qcompress.model import forward as forwards
 from qcompress.model.blocks import Blocks, blocks_of
 from qcompress.model.building import parameters_on_meta
+from qcompress.model.composed import compose_, computed
 from qcompress.model.hugging_face import built, require_original, stored_weights
 from qcompress.model.stored_names import named_as_in, surplus_names
 from qcompress.model.weight_files import MAIN, WeightFiles
@@ -173,8 +174,9 @@ def open_model(
             the blocks in their order; by default the list, all of one class, with most of the weights.
 
     Raises:
-        ModelError: the folder does not exist, the model has no repeated blocks, its weights are quantized, their
-            names in the files differ from those in the model, or two files hold one of the same name.
+        ModelError: the folder does not exist, the model has no repeated blocks, one of them shares or computes its
+            weights, they are quantized, their names in the files differ from those in the model, or two files hold one
+            of the same name.
         MissingError: transformers is missing.
 
     >>> import tempfile
@@ -198,7 +200,8 @@ def open_model(
             "tensors): it has fewer layers, or is another one; if not, load it whole and save it again without them"
         )
     _require_same_where_tied(opened, files)
-    return opened
+    compose_(opened)
+    return opened.requires_grad_(False)
 
 
 def opened_from(
@@ -223,6 +226,7 @@ def opened_from(
         _retype_(model, like)
     _require_stored(model, files)
     opened = Opened(model, files, blocks_of(model, blocks), make, dtype)
+    _require_not_computed(model, opened.blocks)
     _read_the_rest(model, opened)
     setattr(model, _ATTRIBUTE, opened)
     return model
@@ -266,6 +270,21 @@ def require_in_memory(model: nn.Module, name: str, instead: str) -> None:
     forwards.require_module(model)
     if opened_of(model) is not None:
         raise ModelError(f"{name} needs a model in memory, and this one is read block by block: {instead}")
+
+
+def _require_not_computed(model: nn.Module, blocks: Sequence[str]) -> None:
+    """Check that the weights in blocks are parameters themselves.
+
+    Raises:
+        ModelError: names one that is computed from others.
+    """
+    for block in blocks:
+        for path, module in model.get_submodule(block).named_modules(prefix=block):
+            if names := computed(module):
+                raise ModelError(
+                    f"{path!r} computes its {names[0]!r} from other parameters (weight norm, or another "
+                    "parametrization), which is not done block by block: load the model into memory"
+                )
 
 
 def _by_tensor(model: nn.Module) -> list[list[str]]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations, parametrize
 
 import qcompress
 from qcompress.errors import ModelError
@@ -263,15 +264,42 @@ class Narrowing(Net):
         return self.head(x.float())
 
 
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+class ComputedOutside(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = parametrizations.weight_norm(self.stem)
+        self.shift = nn.Parameter(torch.randn(7, WIDTH))
+        parametrize.register_parametrization(self, "shift", Doubled())
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.stem(x) + self.shift
+
+
+class ComputedBlock(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = parametrizations.weight_norm(self.a)
+
+
+class ComputedInside(Net):
+    block = ComputedBlock
+
+
 REFUSED: dict[type[Net], str] = {
     TiedOutside: r"the block 'blocks\.1' shares the weight 'blocks\.1\.a\.weight' with 'last\.weight' outside",
     Alias: r"the block 'blocks\.0' shares the weight 'blocks\.0\.a\.weight' with 'again\.weight' outside",
     LaterSide: r"gives 'blocks\.0' other arguments .* for some samples",
     Narrowing: r"'blocks\.0' returns torch\.bfloat16 for hidden states in torch\.float32",
+    ComputedInside: r"'blocks\.0\.a' computes its 'weight' from other parameters",
 }
 SAME = (
     Net, RootParameters, RootParameterOfALayer, Containers, TiedInside, LaterExperts, NeverCalled, LaterStem, Mixed,
-    HalfBlocks, Widening,
+    HalfBlocks, Widening, ComputedOutside,
 )  # fmt: skip
 
 
