@@ -1,6 +1,7 @@
 """Models of transformers, built from a folder's ``config.json`` without their weights."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def built(folder: Path, dtype: torch.dtype | None, stored: torch.dtype | None = 
 
     Args:
         folder: folder of the model.
-        dtype: type of its weights; None for the type that ``config.json`` names.
+        dtype: type of its weights; None for the type that ``config.json`` names. As in transformers, some kinds of
+            models keep their norms in float32.
         stored: type of its weights if ``config.json`` names none; None for float32.
 
     Raises:
@@ -118,7 +120,12 @@ def built(folder: Path, dtype: torch.dtype | None, stored: torch.dtype | None = 
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     kind: Any = class_of(config)
-    model: nn.Module = kind._from_config(config, dtype=dtype or config.dtype or stored or torch.float32)
+    computed = dtype or config.dtype or stored or torch.float32
+    model: nn.Module = kind._from_config(config, dtype=computed)
+    for pattern, kept in model._get_dtype_plan(computed).items():  # type: ignore[operator]  # norms kept in float32
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if re.search(pattern.replace("*", ".*"), name):
+                tensor.data = tensor.to(kept)
     if generation is not None:
         model.generation_config = generation
     return model

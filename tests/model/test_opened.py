@@ -45,6 +45,18 @@ def test_tied_weights_and_half_precision_are_those_in_memory(tmp_path: Path) -> 
     assert Measurement.fingerprint_of(model) == Measurement.fingerprint_of(in_memory(folder))
 
 
+def test_norms_that_transformers_keeps_in_single_precision_stay_in_it(tmp_path: Path) -> None:
+    more = {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
+    folder = saved("GptOss", tmp_path, dtype=torch.float16, **more)
+    model, whole = open_model(folder), in_memory(folder)
+    types = [{name: tensor.dtype for name, tensor in own.state_dict().items()} for own in (model, whole)]
+    assert types[0] == types[1]
+    assert {*types[0].values()} == {torch.float16, torch.float32}
+    assert Measurement.fingerprint_of(model) == Measurement.fingerprint_of(whole)
+    with torch.no_grad():
+        assert torch.equal(model(tokens(2, 9)).logits, whole(tokens(2, 9)).logits)
+
+
 def test_dtype_is_what_is_computed_in(tmp_path: Path) -> None:
     model = open_model(saved("Llama", tmp_path, dtype=torch.bfloat16), dtype=torch.float32)
     assert model(tokens(1, 5)).logits.dtype == torch.float32
