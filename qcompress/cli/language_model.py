@@ -71,6 +71,7 @@ def text_windows(place: Path, text: Path, *, length: int, count: int = 64) -> "W
         ModelError: the place is the folder of an encoder with a decoder.
         DataError: the windows have more tokens than the model positions, or tokens that it does not know.
     """
+    from qcompress.measuring.memory import return_free_memory
     from qcompress.model.text import token_windows
     from qcompress.model.text_limits import require_one_text, require_positions, require_vocabulary
 
@@ -79,6 +80,7 @@ def text_windows(place: Path, text: Path, *, length: int, count: int = 64) -> "W
         require_one_text(config, place)
         require_positions(config, place, length)
         windows = token_windows(source, text, length=length, count=count)
+    return_free_memory()  # of the whole text's tokens, many times its size
     require_vocabulary(config, place, windows)
     return windows
 

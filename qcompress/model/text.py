@@ -69,7 +69,7 @@ def token_windows(source: AnyPath, text: AnyPath, *, length: int = 512, count: i
     uses: tuple[list[Tensor], ...] = ([], [], [])
     for place, window in enumerate(chosen):  # of six in a row, the third is for validation, the sixth for testing
         use = {(group - 1) // 2: 1, group - 1: 2}.get(place % group, 0) if place < group * rest else 0
-        uses[use].append(whole[window])
+        uses[use].append(whole[window].clone())  # not a view of the whole text's tokens
     return Windows(calibration=uses[0], validation=uses[1], test=uses[2])
 
 

@@ -9,11 +9,12 @@ import torch
 
 import qcompress
 from qcompress.cli import main
-from qcompress.cli.language_model import place_of
+from qcompress.cli.language_model import place_of, text_windows
 from qcompress.errors import DataError, ModelError
 from qcompress.kv_cache import cache_bytes
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.perplexity import perplexity
+from qcompress.measuring.streamed.forecast import resident_bytes
 from qcompress.measuring.streamed.forecast_time import forecast_seconds
 from qcompress.model.opened import open_model
 from qcompress.model.text import token_windows
@@ -247,6 +248,14 @@ def test_windows_share_no_token_and_are_spread_over_the_text(folder: Path) -> No
     everything = token_windows(folder / "model", folder / "text.txt", length=12, count=10_000)
     number = len(SAID.split()) * 30 // 12
     assert len(everything.calibration) + len(everything.validation) + len(everything.test) == number
+
+
+def test_memory_of_a_large_texts_tokens_is_returned(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "large.txt").write_text((SAID + " ") * (4_000_000 // len(SAID)))
+    before = resident_bytes()
+    windows = text_windows(folder / "model", tmp_path / "large.txt", length=12, count=8)
+    assert len(windows.calibration) == 8
+    assert resident_bytes() - before < 50_000_000  # several times that is needed meanwhile
 
 
 def test_a_folder_without_tokenizer_or_with_a_damaged_config_is_told(folder: Path, tmp_path: Path) -> None:
