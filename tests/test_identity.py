@@ -1,6 +1,7 @@
 """Digests: equal for equal values in every process, different where a result would differ, honest about the rest."""
 
 import functools
+import re
 import subprocess
 import sys
 import threading
@@ -66,6 +67,7 @@ def nested(lengths: list[int]) -> Tensor:
         ({1, 2}, {1, 3}),
         ({"relu": 1, "cos": 1}, {"cos": 1, "relu": 1}),
         (np.random.default_rng(0), np.random.default_rng(1)),
+        (re.compile("a"), re.compile("a", re.IGNORECASE)),
     ],
 )
 def test_values_that_differ_have_other_digests(first: Any, second: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
-from qcompress.digests.bytecode import imports_of, written_by
+from qcompress.digests.bytecode import imports_of, rebound_by, written_by
 from qcompress.digests.words import HashedWords
 from qcompress.identity import identify
 from qcompress.model.losses import as_loss
@@ -287,6 +287,16 @@ def test_what_hooks_classes_and_texts_keep_of_a_pass_is_named(monkeypatch: pytes
     model.layers[0]._forward_hooks.popitem()
     monkeypatch.setattr(Remembering, "shift", 2.0)
     assert identify(model).digest != before
+
+
+def test_only_the_ends_of_an_f_string_name_what_code_may_assign() -> None:
+    def told(self: Any, number: int, x: Tensor) -> str:
+        if number > 3:
+            raise ValueError(f"x{number} is too large beside e{len(self.layers) + number}, {x!r:>{number}} of {self}")
+        vars(self)[f"{number}_kept"] = setattr(self, f"{'a' if number else 'b'}_{number}", x)
+        return f"{number}{x}"
+
+    assert {name for name in rebound_by(told.__code__) if "*" in name} == {"x*", "*_kept"}
 
 
 def test_what_libraries_note_in_a_first_pass_does_not_count() -> None:

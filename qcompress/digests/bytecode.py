@@ -16,6 +16,7 @@ _ASSIGNING = ("STORE_ATTR", "DELETE_ATTR")
 _ASSIGNING_ITEMS = ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
 _INDEXING = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT", "BINARY_SUBSCR", "BINARY_OP")
 _BY_TEXT = {"setattr", "delattr", "vars", "__dict__", "__setattr__", "__delattr__"}
+_JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _CHANGING = {"fill"}.union(*(vars(kind) for kind in (list, dict, set, deque))) - {"get"}.union(
     *(vars(kind) for kind in (object, tuple, frozenset, types.MappingProxyType))
 )
@@ -98,15 +99,41 @@ def functions_in(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
 def rebound_by(code: types.CodeType) -> set[str]:
     """Return the names of attributes that code may assign or delete, also by their text.
 
-    Where code also joins texts, names that begin or end with one count, as the patterns ``"text*"``, ``"*text"``.
+    For texts at the beginning or the end of an f-string there are patterns as well.
+
+    >>> def forward(self, number, x):
+    ...     setattr(self, f"seen_{number}", x)
+    >>> sorted(rebound_by(forward.__code__))
+    ['seen_', 'seen_*']
     """
     found = assigned_by(code)
     for each in _with_inner(code):
         if not _BY_TEXT.isdisjoint(each.co_names):
-            texts = {text for text in each.co_consts if isinstance(text, str) and text.isidentifier()}
-            joined = any(instruction.opname == "BUILD_STRING" for instruction in _instructions(each))
-            found |= texts.union(*({f"{text}*", f"*{text}"} for text in texts if joined))
+            found |= {text for text in each.co_consts if isinstance(text, str) and text.isidentifier()}
+            found |= _patterns(each)
     return found
+
+
+def _patterns(code: types.CodeType) -> set[str]:
+    """Return patterns of the names that f-strings without a condition in them may give."""
+    patterns, before = set(), _instructions(code)
+    while before:
+        instruction = before.pop()
+        if instruction.opname != "BUILD_STRING":
+            continue
+        height, start = 0, len(before)
+        while start and height < instruction.argval:  # back to where the first piece is put on the stack
+            start -= 1
+            height += dis.stack_effect(before[start].opcode, before[start].arg, jump=False)
+        pieces = before[start:]
+        if any(piece.opcode in _JUMPS or piece.is_jump_target for piece in pieces):
+            continue
+        first, last = (piece.argval if piece.opname == "LOAD_CONST" else None for piece in (pieces[0], pieces[-1]))
+        if isinstance(first, str) and first.isidentifier():
+            patterns.add(f"{first}*")
+        if isinstance(last, str) and f"_{last}".isidentifier():
+            patterns.add(f"*{last}")
+    return patterns
 
 
 def stored_globals(code: types.CodeType) -> set[str]:

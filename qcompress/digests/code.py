@@ -39,7 +39,7 @@ class CodeWords(HashedWords):
         for word in sorted(globals_in(value.__code__)):
             if word in value.__globals__:
                 referenced = value.__globals__[word]
-                if word in stored:
+                if word in stored and not isinstance(referenced, types.FunctionType):
                     self._add_written(referenced, f"{name}.{word}")
                 else:
                     yield referenced, f"{name}.{word}"

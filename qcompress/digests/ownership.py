@@ -32,6 +32,8 @@ from qcompress.digests.libraries import is_library
 _OF_LIBRARIES = ("_qcompress", "_hf_", "_is_hf_", "_output_capturing_", "_torchdynamo_")
 """How private attributes begin that libraries set in modules of others."""
 _CAPTURING = "transformers.utils.output_capturing"
+_COMPILED = ("torch._dynamo.eval_frame", "OptimizedModule")
+"""Module and name of the class that `torch.compile` returns."""
 _CACHED = type(functools.cache(len))
 _MODULE = frozenset(vars(nn.Module()))
 _OTHERWISE = (nn.Module, Mapping, Sequence, Set)
@@ -128,7 +130,7 @@ def _assigned_in(classes: tuple[type, ...]) -> frozenset[str]:
 def is_of_library(key: str, kind: type) -> bool:
     """Whether an attribute of an object of a class is one that PyTorch or another library keeps there for itself."""
     module, made = issubclass(kind, nn.Module), assigned_by_libraries(kind)
-    if kind.__name__ == "OptimizedModule":  # of `torch.compile`; what is set there goes to the module inside
+    if (kind.__module__, kind.__name__) == _COMPILED:  # what is set there goes to the module inside
         return True
     if not key.startswith("_"):
         return module and (key == "training" or (key == "name_or_path" and key in made))

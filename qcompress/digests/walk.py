@@ -1,5 +1,6 @@
 """The walk through values of any kind: each part is added before the next one, on a list instead of the call stack."""
 
+import copyreg
 import functools
 import inspect
 import types
@@ -118,7 +119,8 @@ class Digest(ModelWords):
             if isinstance(value, functools._lru_cache_wrapper):
                 return
         try:
-            reduced = value.__reduce_ex__(4)
+            reducer = copyreg.dispatch_table.get(type(value))  # of compiled regular expressions, for example
+            reduced = value.__reduce_ex__(4) if reducer is None else reducer(value)
         except Exception:  # any class may refuse to be copied with any exception
             self._put("unchecked", type(value).__module__, type(value).__qualname__)
             self._cannot_check(value, name)
