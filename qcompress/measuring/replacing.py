@@ -145,9 +145,9 @@ def _why_not(model: nn.Module, layers: Iterable[nn.Module], batch: Any, run: Ste
     try:
         with _replaced(layers):
             output = forwards.run(model, batch, run)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # the model's own code may raise anything
+        if forwards.is_out_of_memory(error):
+            raise
         return f"the network needs the layer itself ({type(error).__name__}: {error})"
     if relative_difference(expected, output) > SAME:
         return "the network uses it other than by calling it, and gives another output with a module in its place"

@@ -95,7 +95,7 @@ def _with_weights_of_their_own(model: nn.Module, batch: Any, forward: forwards.F
         likely = {dim for dim in DIMS if _apart(output, dim, as_long[dim])}
         return likely if len(likely) == 1 else {dim for dim in DIMS if _apart(output, dim, weights)}
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if forwards.is_out_of_memory(error):
             raise
         return set()  # without gradients nothing is known; the caller then refuses
     finally:

@@ -162,9 +162,10 @@ def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tens
     output = output.to(
         torch.promote_types(output.dtype, torch.float32), copy=not getattr(forward, "gives_copies", False)
     )
-    if bool((output.detach() == -math.inf).any()):  # logits of excluded classes
-        output = output.clamp(min=RULED_OUT)
-    if not bool(torch.isfinite(output.detach()).all()):
+    least, most = map(float, output.detach().aminmax())  # no comparison of tensors, which would count as a choice
+    if least == -math.inf:  # logits of excluded classes
+        output, least = output.clamp(min=RULED_OUT), RULED_OUT
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise NotFiniteError(
             f"the model's output for a batch ({described(batch)}) holds NaN or infinity; check the weights and this "
             "batch"
@@ -177,10 +178,17 @@ def failing_as(kind: type[QcompressError], what: str) -> Iterator[None]:
     """A ``with`` block around code of the caller: an error of another kind is raised as ``kind``, after ``what``."""
     try:
         yield
-    except (QcompressError, MemoryError, torch.OutOfMemoryError):
+    except QcompressError:
         raise
     except Exception as error:  # the caller's code may raise anything
+        if is_out_of_memory(error):
+            raise
         raise kind(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def first_pass(batch: Any, name: str = "the first batch") -> contextlib.AbstractContextManager[None]:

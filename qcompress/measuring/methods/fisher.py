@@ -146,7 +146,7 @@ class Fisher:
                     output = forwards.run(self._model, batch, self._forward)
                 run, elsewhere = self._differentiated(output, batch, recorder, weights, generator, reference)
             except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if forwards.is_out_of_memory(error):
                     raise
                 with torch.no_grad():
                     output = forwards.run(self._model, batch, self._forward)  # raises if the model itself is at fault

@@ -135,8 +135,8 @@ class WeightGradients:
                     weights,
                     generator,
                 )
-            except Exception:
-                if not wide:
+            except Exception as error:
+                if not wide or forwards.is_out_of_memory(error):
                     raise
                 wrong = []  # the model's own code asks for half precision, so it cannot be checked in float32
         return_free_memory()

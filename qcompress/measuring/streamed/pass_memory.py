@@ -3,8 +3,8 @@
 The sizes of its layers do not tell it: attention may store its scores, whose number grows with the square of the
 tokens, for every head. So one block of each kind runs on the longest sample as it does in the gradient check, in
 float32 and with everything that the backward pass needs, while the tensors that are alive are counted. It runs on
-tensors without values; where a block looks at values, such as a router of experts, it runs in earnest, and is stopped
-where it takes more than it may.
+tensors without values; where a block looks at values, such as a router of experts, it runs with real values, and is
+stopped where it takes more than it may.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods.choices import HeldChoices
 from qcompress.measuring.methods.gradient_check import widened
 from qcompress.measuring.streamed.sweep import BlockSweep
+from qcompress.model import forward as forwards
 from qcompress.model.batches import as_float32
 from qcompress.model.chain import BlockCall
 from qcompress.model.dispatch import Watching
@@ -35,7 +36,7 @@ def pass_bytes(sweep: BlockSweep, block: int, parts: Sequence[Part], most: float
         sweep: the samples.
         block: index of the block.
         parts: its parts, whose weights receive gradients.
-        most: bytes at which a pass in earnest is stopped.
+        most: bytes at which a pass with real values is stopped.
 
     Returns:
         The bytes, and whether the pass was stopped.
@@ -65,8 +66,8 @@ def pass_bytes(sweep: BlockSweep, block: int, parts: Sequence[Part], most: float
                         run(hidden, wide=wide)
                 except _TooMuchError:
                     return given + living.peak, True
-                except RuntimeError:  # as in the check: the block's own code may ask for half precision
-                    if not wide:
+                except RuntimeError as error:  # as in the check: the block's own code may ask for half precision
+                    if not wide or forwards.is_out_of_memory(error):
                         raise
                     continue
                 return given + living.peak, False

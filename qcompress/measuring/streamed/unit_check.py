@@ -13,6 +13,7 @@ from qcompress.errors import ModelError
 from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods.gradient_check import misleading, widened
 from qcompress.measuring.streamed.sweep import BlockSweep
+from qcompress.model import forward as forwards
 from qcompress.model.batches import as_float32
 from qcompress.model.parts import Part
 
@@ -46,8 +47,8 @@ def misled(sweep: BlockSweep, parts: Sequence[Part], block: int, output: Output)
         moved = [*weights, *([] if block < 0 else [entering])]
         try:
             wrong = misleading(lambda: output(entering), moved, torch.Generator().manual_seed(0))
-        except RuntimeError:
-            if not wide:
+        except RuntimeError as error:
+            if not wide or forwards.is_out_of_memory(error):
                 raise
             wrong = []  # the block's own code asks for half precision, so it cannot be checked in float32
     return_free_memory()

@@ -79,6 +79,24 @@ def test_a_block_that_looks_at_values_is_stopped_at_the_limit(tmp_path: Path, mo
         qcompress.measure(model, data, NEAREST, method="sampled", memory="10 MB")
 
 
+def test_memory_that_runs_out_is_not_taken_for_a_wish_for_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = qcompress.open_model(saved("Llama", tmp_path, dtype=torch.bfloat16)), [tokens(1, 9)]
+    with temporary_sweep(model, data, None) as sweep:
+        block = sweep.chain.block
+
+        def fails(index: int, hidden: Tensor, call: Any) -> Tensor:
+            if hidden.dtype == torch.float32:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
+            return block(index, hidden, call)
+
+        monkeypatch.setattr(sweep.chain, "block", fails)
+        parts = [part for part in survey(model, data).parts if part.name.startswith(sweep.opened.blocks[0])]
+        with pytest.raises(RuntimeError, match="allocate memory"):
+            pass_bytes(sweep, 0, parts, float("inf"))
+
+
 def test_attention_that_stores_its_scores_is_refused_in_too_little_memory(tmp_path: Path) -> None:
     from qcompress.measuring.streamed.forecast import COMPILING, resident_bytes
 
