@@ -50,10 +50,10 @@ class HeldChoices:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """An operation on numbers of some shape, and the places or truth values that it gave."""
+    """An operation on tensors of some shapes, and the places or truth values that it gave."""
 
     operation: object
-    shape: torch.Size
+    shapes: list[torch.Size]
     places: Tensor
 
 
@@ -70,15 +70,16 @@ class _Choosing(Watching):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        numbers = next((value for value in args if isinstance(value, Tensor)), None)
-        places = _places(func, result) if numbers is not None and numbers.is_floating_point() else None
-        if numbers is None or places is None:
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        places = _places(func, result) if tensors and tensors[0].is_floating_point() else None
+        if places is None:
             return result
+        shapes = [value.shape for value in tensors]
         if self._again is None:
-            self.made.append(_Choice(func, numbers.shape, places.clone()))
+            self.made.append(_Choice(func, shapes, places.clone()))
             return result
         before = next(self._again, None)
-        if before is None or before.operation is not func or before.shape != numbers.shape:
+        if before is None or before.operation is not func or before.shapes != shapes:
             self._again = iter(())
             return result
         places = before.places.clone()

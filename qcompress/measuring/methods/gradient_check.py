@@ -14,6 +14,7 @@ holds the same numbers in float32 (`widened`).
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -80,10 +81,11 @@ def _not_followed(
     run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator, *, together: int
 ) -> list[int]:
     """Return the indices of weights that the outputs do not follow in one random direction; see `misleading`."""
-    run = HeldChoices(run)
+    with_gradients, run = run, HeldChoices(run)
+    run()  # without gradients, with which a network may look at other numbers
     moves = _Moves(weights, generator)
     probes = _Probes(torch.randint(2**31, (PROBES,), generator=generator).tolist())
-    slopes, point = _slopes(run, moves, probes)
+    slopes, point = _slopes(with_gradients, moves, probes)
     return_free_memory()  # of the backward passes
     if evidence.half(point):
         return []
@@ -112,7 +114,7 @@ def _not_followed(
                 except NotFiniteError:
                     return False
         missed = float((0.5 * (sums[0] - sums[1]) - each.sum(0)).norm())
-        return missed <= tolerance * size + noise
+        return math.isfinite(missed) and missed <= tolerance * size + noise
 
     order, wrong = list(sizes), []
     for start in range(0, len(order), together):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qcompress.errors import NotFiniteError
 from qcompress.measuring.methods.choices import HeldChoices
 from qcompress.measuring.methods.gradient_check import misleading
+from qcompress.model import forward as forwards
 
 CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
     "topk": lambda x: x.topk(2, dim=-1).values,
@@ -86,6 +88,49 @@ def test_a_call_that_does_something_else_is_free() -> None:
     x.copy_(numbers(1))
     other[0] = True
     assert torch.equal(held(), numbers(1)[:2].argmax(-1))
+
+
+def test_a_comparison_with_numbers_of_another_shape_is_free() -> None:
+    x, other = numbers(0), [numbers(1)]
+    held = HeldChoices(lambda: x > other[0])
+    held()
+    other[0] = numbers(2)[:1]
+    assert torch.equal(held(), x > other[0])
+
+
+def test_whether_outputs_are_finite_is_no_choice() -> None:
+    x = numbers(0).abs()
+    held = HeldChoices(lambda: forwards.run(nn.Identity(), x.log()))
+    held()
+    x[1, 2] = 0.0
+    assert held()[1, 2] == forwards.RULED_OUT
+    x[1, 2] = -1.0
+    with pytest.raises(NotFiniteError):
+        held()
+
+
+class LooksWithGradients(nn.Module):
+    """Compares numbers once more where gradients are taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+            if torch.is_grad_enabled():
+                assert (x > -1e9).all()
+            x = torch.where(x > 0, x, 0.1 * x)
+        return x
+
+
+def test_right_gradients_of_a_network_that_does_more_with_gradients_are_not_accused() -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, x = LooksWithGradients(), torch.randn(64, 16)
+        weights = [layer.weight for layer in model.layers]
+        assert not misleading(lambda model=model, x=x: model(x), weights, torch.Generator().manual_seed(seed))
 
 
 class Mixture(nn.Module):
