@@ -2,6 +2,7 @@
 
 QcompressError
 ├── ModelError       (ValueError)  no supported layer, an output that is not a tensor, another model than was measured
+│   ├── ChainError                 blocks that cannot be run one after the other
 │   ├── NoChannelsError            no channel that can be removed
 │   └── NotFiniteError             an output that holds NaN or infinity
 │       └── ResultNotFiniteError   that of a compressed model, where the original's is finite
@@ -23,6 +24,10 @@ class QcompressError(Exception):
 
 class ModelError(QcompressError, ValueError):
     """A model that cannot be handled."""
+
+
+class ChainError(ModelError):
+    """A model whose blocks are no chain, so that they cannot be run one after the other."""
 
 
 class NoChannelsError(ModelError):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from qcompress.errors import ModelError, QcompressError
+from qcompress.errors import ChainError, QcompressError
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
 
@@ -71,7 +71,7 @@ class BlockSequence:
         with self._stubs({index: catch}), contextlib.suppress(_StopError):
             forwards.run(self.model, batch, self._forward)
         if not caught:
-            raise ModelError(f"the forward pass does not call {self.blocks[index]!r}: its blocks do not form a chain")
+            raise ChainError(f"the forward pass does not call {self.blocks[index]!r}: its blocks do not form a chain")
         return caught[0]
 
     def calls(self, batch: Any) -> tuple[Tensor, list[BlockCall]]:
@@ -91,7 +91,7 @@ class BlockSequence:
             forwards.run(self.model, batch, self._forward)
         for index, path in enumerate(self.blocks):
             if index not in caught:
-                raise ModelError(f"the forward pass does not call {path!r}: its blocks do not form a chain")
+                raise ChainError(f"the forward pass does not call {path!r}: its blocks do not form a chain")
         return caught[0][0], [caught[index][1] for index in range(len(self))]
 
     def block(self, index: int, hidden: Tensor, call: BlockCall) -> Tensor:
@@ -100,7 +100,7 @@ class BlockSequence:
         if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
             self._wrapped, self._num_values, output = tuple, len(output), output[0]
         if not isinstance(output, Tensor) or output.shape != hidden.shape:
-            raise ModelError(
+            raise ChainError(
                 f"{self.blocks[index]!r} does not return hidden states of the shape of its input "
                 f"({tuple(hidden.shape)}): the blocks do not form a chain"
             )
@@ -115,7 +115,7 @@ class BlockSequence:
         """Return the paths of the modules called before the blocks, and of those called after them.
 
         Raises:
-            ModelError: the model needs more of its blocks than the hidden states that they return, or does not call
+            ChainError: the model needs more of its blocks than the hidden states that they return, or does not call
                 each of them once and in order.
         """
         called: tuple[set[str], set[str]] = set(), set()
@@ -137,7 +137,7 @@ class BlockSequence:
         except (ValueError, TypeError, IndexError, AttributeError) as error:
             if isinstance(error, QcompressError) or self._num_values == 1:
                 raise
-            raise ModelError(
+            raise ChainError(
                 f"{self.blocks[0]!r} returns {self._num_values} values, and the model cannot go on with its hidden "
                 f"states alone ({error}): its blocks do not form a chain; load the model whole"
             ) from error
@@ -151,7 +151,7 @@ class BlockSequence:
         """Check that the last pass called every block once and in order.
 
         Raises:
-            ModelError: it did not; the message says what it did instead.
+            ChainError: it did not; the message says what it did instead.
         """
         if self._order == list(range(len(self))):
             return
@@ -160,7 +160,7 @@ class BlockSequence:
             what = f"runs {self.blocks[repeated[0]]!r} {self._order.count(repeated[0])} times, as one of several layers"
         else:
             what = f"runs its blocks in the order {', '.join(self.blocks[index] for index in self._order)}"
-        raise ModelError(
+        raise ChainError(
             f"the forward pass {what}, but a model can be read block by block only if each block is run once and in "
             "order: load it whole (a model of transformers with from_pretrained()); measure(), apply() and compress() "
             "take the module as it is"

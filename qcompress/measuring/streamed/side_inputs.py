@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qcompress.errors import ModelError
+from qcompress.errors import ChainError
 from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.chain import BlockCall
@@ -28,7 +28,7 @@ class SideInputs:
         weights: the weights before the blocks.
 
     Raises:
-        ModelError: other arguments depend on them for some samples than for the first.
+        ChainError: other arguments depend on them for some samples than for the first.
     """
 
     def __init__(self, sweep: BlockSweep, weights: Sequence[nn.Parameter]) -> None:
@@ -42,7 +42,7 @@ class SideInputs:
         for of_sample in kinds:
             for block, places in enumerate(self._places):
                 if list(of_sample[block]) != places:
-                    raise ModelError(
+                    raise ChainError(
                         f"the model gives {sweep.opened.blocks[block]!r} other arguments that depend on its weights "
                         "for some samples, which cannot be followed block by block: load the model into memory"
                     )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompress.errors import DataError, ModelError
+from qcompress.errors import ChainError, DataError, ModelError
 from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.model import forward as forwards
 from qcompress.model.alone import same_outputs
@@ -124,12 +124,12 @@ class BlockSweep:
             expected: the model's output for the first sample.
 
         Raises:
-            ModelError: the outputs differ.
+            ChainError: the outputs differ.
         """
         with torch.no_grad():
             chained = self.output(0)
         if not same_outputs(self.model, chained, expected):
-            raise ModelError(
+            raise ChainError(
                 "the model's blocks, run one after the other, do not reproduce its forward pass (it may change hidden "
                 "states between them, or run them otherwise for other samples): load the model whole"
             )

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.errors import ModelError
+from qcompress.errors import ChainError
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import Effects
 from qcompress.measuring.memory import HELD, return_free_memory
@@ -86,10 +86,13 @@ class TogetherGradients(WeightGradients):
         counts = [len(self._samples(batch)) for batch in batches]
         if self.apart is False:
             return [self.batch_effects(*given) for given in zip(batches, generators, strict=True)]
+        before = [generator.get_state() for generator in generators]
         try:
             columns, sizes, reached = effects_by_block(self._direct, batches, generators)
-        except ModelError:  # the blocks are no chain for some of these samples
+        except ChainError:  # for some of these samples
             self.together = 0
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
             return [self.batch_effects(*given) for given in zip(batches, generators, strict=True)]
         completed, start = [], 0
         for batch, count in zip(batches, counts, strict=True):

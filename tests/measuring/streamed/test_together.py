@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompress
+from qcompress.errors import ChainError, NotFiniteError
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.streamed import together
 from qcompress.measuring.streamed.together import TogetherGradients
@@ -130,6 +131,29 @@ def test_blocks_that_are_no_chain_for_gradients_are_gone_through_sample_by_sampl
 def test_samples_for_which_blocks_are_no_chain_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = seeded(lambda: SidePath("later")), [torch.full((1, 6), float(number)) for number in range(4)]
     require_same(*reversed(both(monkeypatch, model, data, qcompress.prune_quantize(bits=(4,), sparsity=(0,)))))
+
+
+def test_samples_that_go_alone_in_the_end_have_the_labels_that_they_have_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Any, __: Any, generators: Any) -> None:
+        for generator in generators:
+            torch.rand(3, generator=generator)
+        raise ChainError("the blocks do not form a chain")
+
+    model, data = seeded(lambda: SidePath("none")), [torch.full((1, 6), float(number)) for number in range(4)]
+    monkeypatch.setattr(TogetherGradients, "_how_many", lambda *_: 2)
+    monkeypatch.setattr(together, "effects_by_block", fails)
+    require_same(*reversed(both(monkeypatch, model, data, qcompress.prune_quantize(bits=(4,), sparsity=(0,)))))
+
+
+def test_outputs_that_are_not_finite_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise NotFiniteError("the output holds NaN")
+
+    model, data = seeded(lambda: SidePath("none")), [torch.full((1, 6), float(number)) for number in range(4)]
+    monkeypatch.setattr(TogetherGradients, "_how_many", lambda *_: 2)
+    monkeypatch.setattr(together, "effects_by_block", fails)
+    with pytest.raises(NotFiniteError):
+        both(monkeypatch, model, data, qcompress.prune_quantize(bits=(4,), sparsity=(0,)))
 
 
 def test_a_network_without_repeated_blocks_is_gone_through_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
