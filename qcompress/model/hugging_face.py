@@ -122,9 +122,10 @@ def built(folder: Path, dtype: torch.dtype | None, stored: torch.dtype | None = 
     kind: Any = class_of(config)
     computed = dtype or config.dtype or stored or torch.float32
     model: nn.Module = kind._from_config(config, dtype=computed)
-    for pattern, kept in model._get_dtype_plan(computed).items():  # type: ignore[operator]  # norms kept in float32
+    plan: Any = getattr(model, "_get_dtype_plan", lambda _: {})  # norms kept in float32; transformers may rename it
+    for pattern, kept in plan(computed).items():
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if re.search(pattern.replace("*", ".*"), name):
+            if re.search(pattern.replace("*", ".*"), name) and tensor.is_floating_point():
                 tensor.data = tensor.to(kept)
     if generation is not None:
         model.generation_config = generation

@@ -13,6 +13,7 @@ import qcompress
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
 from qcompress.model.building import LARGE_BYTES, parameters_on_meta
+from qcompress.model.hugging_face import built
 from qcompress.model.opened import Opened, open_model, opened_of
 from qcompress.model.weight_files import WeightFiles
 from tests.opened_models import in_memory, reconfigured, saved, tokens
@@ -55,6 +56,22 @@ def test_norms_that_transformers_keeps_in_single_precision_stay_in_it(tmp_path: 
     assert Measurement.fingerprint_of(model) == Measurement.fingerprint_of(whole)
     with torch.no_grad():
         assert torch.equal(model(tokens(2, 9)).logits, whole(tokens(2, 9)).logits)
+
+
+def test_counters_are_no_norms_and_a_transformers_without_a_plan_of_types_keeps_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], architectures=["ResNetModel"])
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers.PreTrainedModel, "_get_dtype_plan", lambda *_: {"normal*": torch.float32})
+    types = {name: own.dtype for name, own in built(tmp_path, torch.float16).state_dict().items()}
+    assert {types[name] for name in types if name.endswith("num_batches_tracked")} == {torch.int64}
+    assert {types[name] for name in types if name.endswith("normalization.weight")} == {torch.float32}
+    monkeypatch.delattr(transformers.PreTrainedModel, "_get_dtype_plan")
+    plain = built(tmp_path, torch.float16)
+    assert {own.dtype for own in plain.parameters()} == {torch.float16}
 
 
 def test_dtype_is_what_is_computed_in(tmp_path: Path) -> None:
