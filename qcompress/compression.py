@@ -167,7 +167,8 @@ def compress(
         finetune_steps: number of `finetune` steps on ``data`` after the choice, with the original as teacher; 0
             disables fine-tuning. The size of the model does not change, and its loss on the held-out samples (on
             ``data`` if there are none) does not rise. Layers left out by ``skip``, ``only`` or the options' patterns
-            are not trained.
+            are not trained; with ``measurement``, only those stay that it names as left out: layers with a matrix
+            (norms are trained), and none if it holds removed channels.
         learning_rate: peak learning rate of fine-tuning.
         evaluate: metric ``model -> float``, reported for the original and the compressed model, both in evaluation
             mode.

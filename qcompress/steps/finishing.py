@@ -95,7 +95,8 @@ def finetuned(
     """Fine-tune the compressed model with the original as teacher, if steps are requested.
 
     The best step is selected on the held-out samples if there are any, otherwise on the calibration data. Layers that
-    are left out (see `qcompress.measuring.options_by_layer`) stay as they are, unless they lost inputs.
+    are left out (see `qcompress.measuring.options_by_layer`) stay as they are, unless they lost inputs. An earlier
+    measurement tells only of layers with a matrix, and of none if it holds removed channels.
     """
     if request.finetune_steps == 0:
         return chosen
@@ -133,7 +134,7 @@ def finetuned(
 
 
 def _left_out(request: Request, measurement: Measurement) -> Callable[..., bool]:
-    """Return the function of a layer's names that says whether it is left out; a measurement may be an earlier one."""
+    """Return the function of a layer's names that says whether it is known to be left out; see `finetuned`."""
     if request.measurement is None:
         return lambda *names: bool(request.offered.left_out(*names))
     named = {item.name for item in measurement.skipped if says_left_out(item.reason) and not measurement.sets}

@@ -60,8 +60,14 @@ def test_layers_without_a_pattern_are_not_trained() -> None:
 
 
 def test_layers_that_an_earlier_measurement_left_out_are_not_trained() -> None:
-    measurement = measure(network(), batches(), CODES, skip="5")
-    assert changed(budget={"bytes": 0.5}, measurement=measurement) == {"0", "2", "3"}
+    for left in ({"skip": "5"}, {"only": ("0", "2")}):  # norms are no layers that it names
+        measurement = measure(network(), batches(), CODES, **left)
+        assert changed(budget={"bytes": 0.5}, measurement=measurement) == {"0", "2", "3"}
+
+
+def test_an_earlier_measurement_of_channels_leaves_no_layer_untrained() -> None:
+    measurement = measure(network(), batches(), prune_channels(), only="0")
+    assert changed(budget={"macs": 0.8}, measurement=measurement) == {"0", "2", "3", "5"}
 
 
 def test_layers_that_lost_inputs_are_trained_though_only_others_were_asked_for() -> None:
