@@ -118,7 +118,8 @@ class Survey:
         tried: name of a part → why calls of its layer do not show the effect of its options.
         num_batches: number of batches in the data.
         selecting: paths of the modules that select by the largest of computed numbers (`qcompress.model.selections`).
-        counted: what was counted in a pass over the data.
+        counted: what was counted in a pass over the data; in an opened model, over its first sample, or block by block
+            over all samples if others may call more layers.
         needed: name of a part → why the network needs its layer itself, so that no other can replace it.
     """
 

@@ -127,14 +127,14 @@ class Moves:
         Where outputs are then not finite, a smaller share tells, unless no change at all was predicted.
         """
         predicted = self._total(layers)
-        for part in [share / 2**number for number in range(HALVINGS + 1 if bool(predicted.any()) else 1)]:
-            if (output := self._moved(layers, part)) is not None:
+        for fraction in [share / 2**number for number in range(HALVINGS + 1 if bool(predicted.any()) else 1)]:
+            if (output := self._moved(layers, fraction)) is not None:
                 break
         if output is None or output.shape != self.point.shape:
             return False
         change = output - self.point
         actual = torch.stack([_by_sample(probe * change).sum(1) for probe in self.probes], dim=1).cpu().double()
-        return evidence.follows(part * predicted, actual, self._noise(), tolerance)
+        return evidence.follows(fraction * predicted, actual, self._noise(), tolerance)
 
     @torch.no_grad()
     def _moved(self, layers: list[int], share: float) -> Tensor | None:

@@ -1,6 +1,8 @@
-"""Memory that an opened model's measurement needs: its parts are found by one sample's pass, then counted.
+"""Memory that an opened model's measurement needs: its parts are found by passes, then counted.
 
-What the pass itself takes is counted on one block of each kind (`qcompress.measuring.streamed.pass_memory`).
+One sample's pass finds the parts, unless it leaves layers uncalled that others may call: then all samples pass forward
+through the blocks first. What a pass takes is counted on one block of each kind
+(`qcompress.measuring.streamed.pass_memory`).
 
 `qcompress.measuring.streamed.forecast` has the constants.
 """
