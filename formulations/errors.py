@@ -2,7 +2,7 @@
 
 FormulationError
 ├── InvalidProblemError   (ValueError)  the numbers or names do not make a valid problem
-├── InfeasibleBudgetError (ValueError)  a budget lies below the smallest use any choice can have
+├── InfeasibleBudgetError (ValueError)  no choice meets a budget, or the budgets and a limit on the objective
 ├── EncodingError         (ValueError)  the problem cannot be converted to the requested form
 └── FileFormatError       (ValueError)  a file is truncated, of another kind, or contains a pickle
 """
@@ -19,10 +19,10 @@ class InvalidProblemError(FormulationError, ValueError):
 
 
 class InfeasibleBudgetError(FormulationError, ValueError):
-    """A budget lies below the smallest use that any choice can have.
+    """No choice meets a budget, or all budgets and a limit on the objective.
 
     Attributes:
-        problem: the problem with that budget, or None if the code that raised the error did not give it.
+        problem: the problem with these budgets, or None if the code that raised the error did not give it.
     """
 
     problem: Any = None

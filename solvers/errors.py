@@ -7,7 +7,8 @@ SolverError
 ├── NoChoiceError           (RuntimeError) the solver found no choice, and did not prove that there is none
 └── SolverUnavailableError  (ImportError)  a package is missing; the message says what to install
 
-A budget that no choice can meet is refused before any solver runs, with `formulations.InfeasibleBudgetError`.
+A budget that no choice can meet is refused before any solver runs, with `formulations.InfeasibleBudgetError`;
+`solvers.smallest_use` raises it after a proof that no choice is within the limit on the objective.
 """
 
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ class UnsupportedProblemError(SolverError, ValueError):
 
 
 class NoChoiceError(SolverError, RuntimeError):
-    """The solver found no choice within the budgets of ``problem``."""
+    """The solver found no choice within the limit on the objective and the budgets of ``problem``."""
 
     problem: "Problem | None" = None
 

@@ -95,7 +95,7 @@ def smallest_use(
         resource: name of the resource whose use is minimised.
         at_most: upper limit on the objective.
         solver: the solver, same as in `solve`.
-        time_limit: maximum total time in seconds, in which the very first run of a solver does not count compiling.
+        time_limit: maximum total time in seconds; compiling before the first run does not count.
         seed: random seed, same as in `solve`.
         on_progress: same as in `solve`, for every problem solved on the way.
 
@@ -143,9 +143,9 @@ class _Search:
         self._at_least = problem.minimum_usage()[resource]
         self._best: SmallestUse | None = None
         self._impossible = False  # proven: no choice is within the limit
-        self._stops: set[StopReason] = set()
+        self._stops: list[StopReason] = []
         limited = problem.with_budgets(**{resource: self._largest})
-        self._solver.require(limited)
+        self._solver.require_kind(pairs=bool(problem.pairs), paired_budgets=limited.paired_budgets)
         prepare(self._solver, limited)
         self._deadline = None if time_limit is None else time.perf_counter() + time_limit
 
@@ -202,7 +202,7 @@ class _Search:
         try:
             self._bisect()
         except KeyboardInterrupt:  # outside the solver, which handles it by itself
-            self._stops.add(StopReason.INTERRUPTED)
+            self._stops.append(StopReason.INTERRUPTED)
         return self._found()
 
     def _first(self, budget: float) -> float | None:
@@ -219,8 +219,7 @@ class _Search:
                 return None
             if missed < reached:
                 start, reached = solution.choice, missed
-            cut = self._deadline is not None and solution.stop_reason is StopReason.TIME_LIMIT
-            if not cut or self._impossible or self._expired():
+            if not self._cut() or self._impossible or self._expired():
                 break
         return reached
 
@@ -229,7 +228,7 @@ class _Search:
         assert self._best is not None  # noqa: S101 - the caller found one
         lowest = self._at_least
         unreached = lowest - 1.0
-        if not self._expired() and self._try(lowest, steps=20) is not None:
+        if not self._expired() and not self._try(lowest, steps=20):
             unreached = lowest
         while not self._expired():
             below = max(unreached, self._at_least - 1.0 if self._whole else self._at_least)
@@ -238,19 +237,15 @@ class _Search:
                 break
             budget = below + width / 2
             budget = float(math.floor(budget)) if self._whole else budget
-            if self._try(budget, steps=math.ceil(math.log2(width / unit)) + 1) is not None:
+            if not self._try(budget, steps=math.ceil(math.log2(width / unit)) + 1):
                 unreached = budget
 
-    def _try(self, budget: float, *, steps: int) -> float | None:
-        """Solve for uses of at most ``budget``, a whole number if all uses are.
-
-        Returns:
-            None if a choice within the limit was found, else the smallest objective found.
-        """
+    def _try(self, budget: float, *, steps: int) -> bool:
+        """Return whether a choice within the limit is found that uses at most ``budget``, whole if all uses are."""
         best = self._best
         if best is not None and best.usage <= budget:
-            return None
-        return self._missed(budget, self._within(budget, steps))
+            return True
+        return self._missed(budget, self._within(budget, steps)) is None
 
     def _within(self, budget: float, steps: int, initial: NDArray[np.int64] | None = None) -> Solution:
         """Solve for uses of at most ``budget``, in one of ``steps`` parts of the remaining time."""
@@ -259,7 +254,7 @@ class _Search:
         return self._solve(self._problem.with_budgets(**{self._resource: stated}), self._left(steps), initial)
 
     def _missed(self, budget: float, solution: Solution) -> float | None:
-        """Keep what was found or proven for a budget; return None for a choice within the limit, as `_try`."""
+        """Keep what was found or proven for a budget; return the objective that misses the limit, None if none does."""
         if solution.choice is not None and self._offer(solution.choice):
             return None
         proven = solution.bound is not None and solution.bound > self._limit() + self._uncertainty(solution)
@@ -270,7 +265,7 @@ class _Search:
 
     def _solve(self, stated: Problem, seconds: float | None, initial: NDArray[np.int64] | None = None) -> Solution:
         solution: Solution = solve(stated, self._solver, time_limit=seconds, initial=initial, **self._settings)
-        self._stops.add(solution.stop_reason)
+        self._stops.append(solution.stop_reason)
         return solution
 
     def _uncertainty(self, solution: Solution) -> float:
@@ -325,6 +320,10 @@ class _Search:
     def _interrupted(self) -> bool:
         return StopReason.INTERRUPTED in self._stops
 
+    def _cut(self) -> bool:
+        """Whether the time limit ended the last solve."""
+        return self._deadline is not None and self._stops[-1] is StopReason.TIME_LIMIT
+
     def _expired(self) -> bool:
         return self._interrupted() or (self._deadline is not None and time.perf_counter() >= self._deadline)
 
@@ -339,10 +338,10 @@ class _Search:
                 f"no choice within the budgets has an objective of at most {self._at_most:g}{came}"
             )
         else:
-            when = "" if self._deadline is None else " before the time ended"
+            when, more = (" before the time ended", "allow more time, ") if self._cut() else ("", "")
             error = NoChoiceError(
                 f"no choice within the budgets with an objective of at most {self._at_most:g} was found{when}, which "
-                f"does not prove that there is none{came}; allow more time, raise the limit or take another solver"
+                f"does not prove that there is none{came}; {more}raise the limit or take another solver"
             )
         error.problem = self._problem
         return error

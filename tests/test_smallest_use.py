@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, PairTerms, Problem
 from solvers.base import Search, Solver
+from solvers.composites.recording import Recording, Replay
 from solvers.errors import InvalidOptionError, NoChoiceError
 from solvers.exact.brute_force import BruteForce
 from solvers.kernels.repair import repair
@@ -213,15 +214,48 @@ def test_a_first_choice_within_the_limit_may_take_all_of_the_time(monkeypatch: p
 def test_that_no_choice_exists_is_said_only_if_it_is_proven() -> None:
     problem = random_problem(0, pairs=True)
     limit = least_objective(problem)
-    with pytest.raises(NoChoiceError, match="before the time ended, which does not prove.*; the smallest found is"):
+    early = "before the time ended, which does not prove.*; the smallest found is .*; allow more time, raise"
+    with pytest.raises(NoChoiceError, match=early):
         smallest_use(problem, "bytes", limit, solver=Slow(enough_s=500.0), time_limit=100)
-    with pytest.raises(NoChoiceError, match="was found, which does not prove"):
+    with pytest.raises(NoChoiceError, match="was found, which does not prove.*; raise the limit"):
         smallest_use(problem, "bytes", limit, solver=Slow())
     with pytest.raises(InfeasibleBudgetError, match="no choice within the budgets has"):
         smallest_use(problem, "bytes", limit - 1e-3, solver="brute-force")
     alone = random_problem(0, pairs=False, macs=True).with_budgets(macs=1e6)
     with pytest.raises(InfeasibleBudgetError, match="no choice within the budgets has"):
         smallest_use(alone, "bytes", least_objective(alone) - 1e-3, solver="greedy")
+
+
+@dataclass(frozen=True)
+class Idle(Solver):
+    """Finds nothing good, and is done at once."""
+
+    name: ClassVar[str] = "idle"
+    summary: ClassVar[str] = "the first options, at once"
+    presolved: ClassVar[bool] = False
+
+    def run(self, problem: Problem, search: Search) -> None:
+        search.offer([0] * problem.num_groups)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("time_limit", [None, 100.0])
+def test_a_solver_that_ends_by_itself_is_given_no_advice_to_allow_more_time(
+    pairs: bool, time_limit: float | None
+) -> None:
+    problem = random_problem(0, pairs=pairs)
+    with pytest.raises(NoChoiceError, match="was found, which does not prove.*; raise the limit or take another"):
+        smallest_use(problem, "bytes", least_objective(problem), solver=Idle(), time_limit=time_limit)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_recorded_search_is_replayed(pairs: bool, tmp_path: Path) -> None:
+    problem = paired_problem(1.0) if pairs else random_problem(12, pairs=False)
+    limit = 15.0 if pairs else problem.evaluate([0] * problem.num_groups).objective + 1.0
+    problem = problem.with_budgets(bytes=by_brute_force(problem, limit) + 5.0)
+    recorded = smallest_use(problem, "bytes", limit, solver=Recording("brute-force", tmp_path / "runs.jsonl"))
+    replayed = smallest_use(problem, "bytes", limit, solver=Replay(tmp_path / "runs.jsonl"))
+    assert replayed.to_json() == recorded.to_json()
 
 
 @pytest.mark.parametrize("pairs", [False, True])
