@@ -82,6 +82,7 @@ def published(folder: Path) -> Iterator[tuple[str, Problem]]:
 def instances(only: str, data: Path | None) -> Iterator[tuple[str, int, Problem]]:
     """Name, seed (0) and problem of each instance of the library whose problem is at hand."""
     library = Library(LIBRARY, None if data is None else data / "instances")
+    library.require_whole()
     for record in library:
         if only in record.name and library.has(record.name):
             yield record.name, 0, library.problem(record.name)
@@ -89,8 +90,9 @@ def instances(only: str, data: Path | None) -> Iterator[tuple[str, int, Problem]
 
 def best_known() -> dict[tuple[str, int], float]:
     """The best known objective of each instance of the library, by name and seed (0)."""
-    known = {}
-    for record in Library(LIBRARY):
+    known, library = {}, Library(LIBRARY)
+    library.require_whole()
+    for record in library:
         objectives = [objective for objective in (record.best, record.literature) if objective is not None]
         if objectives:
             known[record.name, 0] = min(objectives)

@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, default=FOLDER, help="folder of the records")
     arguments = parser.parse_args()
     library = Library(arguments.library, None if arguments.data is None else arguments.data / "instances")
+    library.require_whole()
     add_missing(library)
     library.save()
     print(f"{len(library.records)} instances in {arguments.library}")

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import benchmarks.library
 from benchmarks import kinds
-from formulations import FormulationError
+from formulations import FormulationError, PairTerms, Problem
 from formulations.generators.families import FAMILIES, member
 from formulations.generators.random_instances import small_problem
 from qcompress.cli import main
 from solvers import judge, solve
 from solvers.library import Library, Record, recomputed
-from solvers.library.library import CHOICES, RECORDS_FILE
+from solvers.library.library import CHOICES, RECORDS, RECORDS_FILE
 
 SMALL = {
     "multiple_choice_knapsack": {"groups": 3, "options": 3, "budgets": 2},
@@ -116,9 +118,10 @@ def test_an_option_of_any_number_is_saved_as_it_is(library):
         ({"family": ""}, "neither a family nor a file"),
         ({"best": 10**400}, "is no finite number"),
         ({"best": True}, "its best True is no finite number"),
+        ({"sums": {"offset": None}}, "its sum of offset None is no finite number"),
         ({"fingerprint": ""}, "its fingerprint differs"),
         ({"fingerprint": "0" * 64}, "its fingerprint differs"),
-        ({"sums": {"offset": 0.0}}, "its fingerprint differs"),
+        ({"sums": {"offset": 0.0}}, "its numbers differ"),
     ],
 )
 def test_a_record_that_does_not_hold_is_found(library, change, wrong):
@@ -165,6 +168,7 @@ def test_every_wrong_record_is_told_in_one_line(library, capsys):
         (lambda entry: {**entry, "best": 10**400}, "is no finite number"),
         (lambda entry: {**entry, "best": "3"}, "qubo: its best '3' is no finite number"),
         (lambda entry: {**entry, "sums": {"offset": "much"}}, "its sum of offset 'much' is no finite number"),
+        (lambda entry: {**entry, "sums": {"offset": None}}, "its sum of offset None is no finite number"),
         (lambda entry: {**entry, "arguments": None}, "qubo: its arguments must be a mapping, found None"),
         (lambda entry: {**entry, "family": 5}, "qubo: its family must be a text, found 5"),
         (lambda entry: {**entry, "name": ["qubo"]}, "record 0: its name must be a text"),
@@ -182,13 +186,25 @@ def test_an_entry_that_is_no_record_is_told_beside_the_others_and_never_lost(lib
     line, total = (line for line in printed.err.splitlines() if "recomputed" not in line)
     assert told in line
     assert "1 records are wrong" in total
-    assert "2 instances recomputed, 0 published" in printed.err + printed.out
+    assert "1 instances recomputed, 0 published" in printed.err + printed.out
+    assert main(["instances", "verify", str(library.folder), "--only", told[-5:]]) == 0  # its error has it, no name
+    capsys.readouterr()
     for command in ("list", "improve"):
         assert main(["instances", command, str(library.folder)]) == 1
         assert told in capsys.readouterr().err
     with pytest.raises(FormulationError, match="damaged records"):
         Library(library.folder).save()
     assert json.loads((library.folder / RECORDS_FILE).read_text()) == content
+
+
+def test_a_benchmark_refuses_a_library_with_damaged_records_before_it_starts(library, monkeypatch):
+    (library.folder / RECORDS_FILE).write_text(json.dumps({**RECORDS.header, "records": [1]}))
+    monkeypatch.setattr(kinds, "LIBRARY", library.folder)
+    monkeypatch.setattr(benchmarks.library, "add_missing", lambda _: pytest.fail("it drew problems"))
+    monkeypatch.setattr("sys.argv", ["library", "--library", str(library.folder)])
+    for start in (benchmarks.library.main, kinds.best_known, lambda: list(kinds.instances("", None))):
+        with pytest.raises(FormulationError, match="damaged records"):
+            start()
 
 
 def test_a_record_with_neither_family_nor_file_is_not_a_published_one(library, capsys):
@@ -239,11 +255,16 @@ def test_a_generator_that_changed_is_noticed(library):
 
 
 def test_records_of_the_first_version_hold_for_the_same_bits(library):
-    """They have no sums; their fingerprint is that of all bits."""
-    problem = library.problem("qubo")
-    library.records["qubo"] = replace(library.records["qubo"], fingerprint=problem.fingerprint(), sums={})
+    """They have no sums, until they are seen to hold; their fingerprint is that of all bits."""
+    added, problem = library.records["qubo"], library.problem("qubo")
+    first = replace(added, fingerprint=problem.fingerprint(), sums={})
+    library.records["qubo"] = first
     assert library.check("qubo") == []
-    library.records["qubo"] = replace(library.records["qubo"], arguments={**SMALL["random_qubo"], "seed": 1})
+    assert library.records["qubo"] == added
+    library.records["qubo"] = first
+    assert library.improve("qubo", judge(problem, [0] * 6))
+    assert library.records["qubo"].sums == added.sums
+    library.records["qubo"] = replace(first, arguments={**SMALL["random_qubo"], "seed": 1})
     assert ["fingerprint differs" in wrong for wrong in library.check("qubo")] == [True]
 
 
@@ -269,12 +290,22 @@ def test_a_generated_problem_may_differ_in_its_last_bits(family, tmp_path, monke
     assert (library.check("one") == []) == accepted
 
 
-@pytest.mark.parametrize("what", ["cost", "resources", "budgets", "no budgets", "sparse", "factor", "offset"])
+def numbers_of_every_kind() -> Problem:
+    terms = scipy.sparse.csr_array(([1.0, 2.0, 3.0], ([0, 1, 1], [2, 2, 3])), shape=(4, 4))
+    pairs = PairTerms(sparse=terms, factor=np.eye(4))
+    tables = (["a", "b"], [["x", "y"]] * 2, [0, 3, 0, 5], {"bytes": [8, 4, 8, 4]}, {"bytes": 20})
+    return Problem(*tables, pairs, 2.0, {"bytes": 1.0}, {"bytes": terms})
+
+
+@pytest.mark.parametrize(
+    "what", ["cost", "resources", "budgets", "no budgets", "sparse", "factor", "offset", "fixed", "resource pairs"]
+)
 def test_no_number_of_a_problem_changes_unseen_even_if_its_recorded_choice_costs_the_same(what, tmp_path, monkeypatch):
     """The bound is no proof for another problem."""
     library = Library(tmp_path)
-    library.add(Record(name="one", origin="drawn", family="factor_and_pairs", arguments=SMALL["factor_and_pairs"]))
-    original = library.problem("one")
+    original = numbers_of_every_kind()
+    monkeypatch.setattr("solvers.library.library.member", lambda *_: original)
+    library.add(Record(name="one", origin="drawn", family="by hand"))
     library.improve("one", solve(original, "brute-force"))
     unchosen = np.setdiff1d(np.arange(original.num_options), original.flat(library.choices["one"]))[-1]
     lower = 1.0 - 1e-6 * (np.arange(original.num_options) == unchosen)
@@ -287,9 +318,14 @@ def test_no_number_of_a_problem_changes_unseen_even_if_its_recorded_choice_costs
         "sparse": {"pairs": replace(pairs, sparse=(pairs.sparse * lower[:, None] * lower).tocsr())},
         "factor": {"pairs": replace(pairs, factor=pairs.factor * lower[:, None])},
         "offset": {"offset": original.offset + 1e-6},
+        "fixed": {"fixed": {"bytes": 1.0 + 1e-6}},
+        "resource pairs": {
+            "resource_pairs": {"bytes": (original.resource_pairs["bytes"] * lower[:, None] * lower).tocsr()}
+        },
     }[what]
     monkeypatch.setattr("solvers.library.library.member", lambda *_: original.derived(**other))
-    assert ["fingerprint differs" in wrong for wrong in library.check("one")] == [True]
+    differs = "its fingerprint differs" if what == "no budgets" else "its numbers differ"
+    assert [differs in wrong for wrong in library.check("one")] == [True]
 
 
 def test_published_instances_are_read_from_their_folder(tmp_path):

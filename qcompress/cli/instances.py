@@ -57,11 +57,11 @@ def verify(folder: Folder, published: Published = None, only: Only = "") -> int:
     Example: `qcompress instances verify benchmarks/instances`
     """
     library = _opened(folder, published)
-    damaged = [line for line in library.damaged if only in line]
-    for line in damaged:
-        complain(line)
-    failed = checked = len(damaged)
-    absent = 0
+    failed = checked = absent = 0
+    for name, error in library.damaged:
+        if only in name:
+            failed += 1
+            complain(f"{name}: {error}")
     for record in library:
         if only not in record.name:
             continue

@@ -55,7 +55,7 @@ class Library:
 
     Attributes:
         records, choices: the records and their best known choices ``(G,)``, by name.
-        damaged: a line for each entry of the file that is no record; such a library cannot be saved.
+        damaged: name and error of each entry of the file that is no record; such a library cannot be saved.
 
     >>> import tempfile
     >>> library = Library(tempfile.mkdtemp())
@@ -72,7 +72,7 @@ class Library:
         self.published = None if published is None else Path(published)
         self.records: dict[str, Record] = {}
         self.choices: dict[str, NDArray[np.int64]] = {}
-        self.damaged: list[str] = []
+        self.damaged: list[tuple[str, str]] = []
         self._twice: set[str] = set()
         if (self.folder / RECORDS_FILE).exists():
             self._read_records(self.folder / RECORDS_FILE)
@@ -90,7 +90,7 @@ class Library:
                 record = Record.read(entry)
             except FileFormatError as error:
                 named = entry.get("name") if isinstance(entry, dict) else None
-                self.damaged.append(f"{named if isinstance(named, str) else f'record {position}'}: {error}")
+                self.damaged.append((named if isinstance(named, str) else f"record {position}", str(error)))
                 continue
             if record.name in self.records:
                 self._twice.add(record.name)
@@ -103,7 +103,7 @@ class Library:
             FileFormatError: there are such entries; the message gives the first.
         """
         if self.damaged:
-            raise FileFormatError(f"{self.folder / RECORDS_FILE} has damaged records: {self.damaged[0]}")
+            raise FileFormatError(f"{self.folder / RECORDS_FILE} has damaged records: {': '.join(self.damaged[0])}")
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
@@ -116,11 +116,7 @@ class Library:
         """
         if record.name in self.records:
             raise ValueError(f"the library already has an instance {record.name!r}")
-        problem = self._read(record)
-        drawn = {"fingerprint": pattern(problem), "sums": sums(problem)}
-        self.records[record.name] = replace(
-            record, **(drawn if record.family else {"fingerprint": problem.fingerprint()})
-        )
+        self.records[record.name] = _of_problem(record, self._read(record))
 
     def has(self, name: str) -> bool:
         """Whether the instance's problem is available, unlike that of a published one whose file is missing."""
@@ -128,7 +124,7 @@ class Library:
         return bool(record.family) or not record.file or self._file(record) is not None
 
     def problem(self, name: str) -> Problem:
-        """Return the problem of an instance.
+        """Return the problem of an instance; a record of version 1 gets its sums.
 
         Raises:
             FileNotFoundError: the instance is a published one and its file is missing.
@@ -137,8 +133,13 @@ class Library:
         record = self.records[name]
         problem = self._read(record)
         found = pattern(problem) if record.sums else problem.fingerprint()
-        if found != record.fingerprint or (record.sums and not same_numbers(problem, record.sums)):
-            raise FileFormatError(f"instance {name!r} is not the one that was recorded: its fingerprint differs")
+        different = "" if found == record.fingerprint else "its fingerprint differs"
+        if not different and record.sums and not same_numbers(problem, record.sums):
+            different = "its numbers differ"
+        if different:
+            raise FileFormatError(f"instance {name!r} is not the one that was recorded: {different}")
+        if not record.sums:  # in version 1 a generated problem has none either
+            self.records[name] = _of_problem(record, problem)
         return problem
 
     def improve(self, name: str, solution: Solution) -> bool:
@@ -149,6 +150,7 @@ class Library:
         record, by = self.records[name], _signature(solution)
         if solution.choice is not None:
             objective, excess = recomputed(self.problem(name), solution.choice)
+            record = self.records[name]  # with sums, even if it was of version 1
             if not excess and (record.best is None or _better(objective, record.best)):
                 record = replace(record, best=objective, found_by=by)
                 self.choices[name] = np.array(solution.choice, dtype=np.int64)
@@ -162,7 +164,7 @@ class Library:
         """List the errors of a record, by recomputing its choice and comparing its bound; empty if there are none."""
         record = self.records[name]
         wrong = ["more than one record has this name"] if name in self._twice else []
-        if wrong := wrong + record.no_numbers():
+        if wrong := wrong + record.wrong_numbers():
             return wrong
         try:
             return self._recomputed_errors(record)
@@ -217,6 +219,13 @@ class Library:
     def _file(self, record: Record) -> Path | None:
         folders = [self.folder, *([] if self.published is None else [self.published])]
         return next((file for folder in folders if (file := folder / str(record.file)).is_file()), None)
+
+
+def _of_problem(record: Record, problem: Problem) -> Record:
+    """Return the record with what recognises its problem."""
+    if record.family:
+        return replace(record, fingerprint=pattern(problem), sums=sums(problem))
+    return replace(record, fingerprint=problem.fingerprint())
 
 
 def _narrowed(choice: NDArray[Any]) -> NDArray[Any]:

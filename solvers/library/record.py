@@ -67,15 +67,16 @@ class Record:
             if name in ("arguments", "sums") and not isinstance(value, Mapping):
                 raise FileFormatError(f"its {name} must be a mapping, found {value!r}")
         record = cls(**entry)
-        if wrong := record.no_numbers():
+        if wrong := record.wrong_numbers():
             raise FileFormatError("; ".join(wrong))
         return record
 
-    def no_numbers(self) -> list[str]:
-        """List the results that are neither missing nor finite numbers; empty if there are none."""
-        values = {"best": self.best, "bound": self.bound, "literature": self.literature}
+    def wrong_numbers(self) -> list[str]:
+        """List the known results and the sums that are no finite numbers; empty if there are none."""
+        results = {"best": self.best, "bound": self.bound, "literature": self.literature}
+        values = {what: value for what, value in results.items() if value is not None}
         values |= {f"sum of {name}": value for name, value in self.sums.items()}
-        return [f"its {what} {value!r} is no finite number" for what, value in values.items() if not _is_known(value)]
+        return [f"its {what} {value!r} is no finite number" for what, value in values.items() if not _is_finite(value)]
 
     @property
     def gap(self) -> float | None:
@@ -88,10 +89,8 @@ class Record:
         return self.gap is not None and self.gap <= PROOF_TOLERANCE
 
 
-def _is_known(value: object) -> bool:
-    """Whether a value of a record is missing or a finite number."""
-    if value is None:
-        return True
+def _is_finite(value: object) -> bool:
+    """Whether a value of a record is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
