@@ -28,7 +28,7 @@ from solvers.exact.every_choice import offer_paired
 from solvers.kernels.moves import Integers
 from solvers.kernels.paired_uses import arrays_of, descend_paired, repair_paired
 from solvers.paired_annealing import anneal_paired
-from solvers.search import Search, num_choices
+from solvers.search import Search, cheapest, num_choices
 from solvers.sub_search import SubSearch
 
 DOUBLINGS, BISECTIONS = 40, 16
@@ -263,10 +263,3 @@ def priced_bound(problem: Problem, seconds: float = float("inf")) -> tuple[float
     prices = price_search.best()
     others = price_search.dual(prices).prices
     return -np.inf if search.bound is None else search.bound, {**others, **prices}
-
-
-def cheapest(problem: Problem) -> Integers:
-    """Return each group's cheapest option, the first among equal ones, as a choice."""
-    starts = problem.group_offsets[:-1]
-    order = np.lexsort((problem.cost, problem.group_of))
-    return np.asarray(order[starts] - starts)

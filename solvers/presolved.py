@@ -12,7 +12,7 @@ import numpy as np
 from formulations import Problem
 from formulations.reductions.base import Choice
 from formulations.reductions.presolve import Presolved
-from solvers.search import Search
+from solvers.search import Search, cheapest
 from solvers.sub_search import SubSearch
 
 Attack = Callable[[Search], None]
@@ -123,5 +123,4 @@ def cheap(problem: Problem) -> Choice | None:
     """Repair the choice of every group's cheapest option to meet the budgets."""
     from solvers.kernels.repair import repair  # compiled code, imported only when used
 
-    starts = problem.group_offsets[:-1]
-    return repair(problem, np.lexsort((problem.cost, problem.group_of))[starts] - starts)
+    return repair(problem, cheapest(problem))

@@ -335,6 +335,13 @@ class _Phase:
         self._timing[self._name] = self._timing.get(self._name, 0.0) + time.perf_counter() - self._start
 
 
+def cheapest(problem: Problem, cost: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+    """Return each group's option of the least cost (or ``cost`` ``(V,)``), the first of equal ones, as a choice."""
+    cost, starts = problem.cost if cost is None else cost, problem.group_offsets[:-1]
+    least = np.flatnonzero(cost == np.minimum.reduceat(cost, starts)[problem.group_of])
+    return np.asarray(least[np.searchsorted(least, starts)] - starts)
+
+
 def num_choices(problem: Problem) -> float:
     """Return the number of choices, the product of the groups' sizes, at most 8e307."""
     return float(np.exp(np.minimum(np.log(np.diff(problem.group_offsets)).sum(), 709.0)))

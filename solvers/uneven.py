@@ -22,7 +22,7 @@ from formulations.reductions.base import Choice
 from formulations.reductions.cut_off import cut_off
 from formulations.reductions.restriction import Restriction, restrict
 from solvers.presolved import cheap
-from solvers.search import PROOF_TOLERANCE, Search
+from solvers.search import PROOF_TOLERANCE, Search, cheapest
 from solvers.sub_search import SubSearch
 
 UNEVEN, SMALL = 1e10, 0.1
@@ -171,7 +171,7 @@ def first_choice(problem: Problem, seconds: float) -> Choice | None:
 def _feasible(problem: Problem, seconds: float) -> Choice | None:
     """Find a feasible choice, improved by single switches and by pairs of them."""
     from solvers.kernels.local_search import polish  # compiled code, imported only when used
-    from solvers.paired_budgets import Within, cheapest
+    from solvers.paired_budgets import Within
 
     if problem.paired_budgets:
         alone = Search(problem, solver="first choice", time_limit=max(seconds, 1e-9))

@@ -6,7 +6,6 @@ smaller by the same ratio. Where the sum is too long for every choice, the one w
 and so are uniform settings: a mixture pays for conversions, which a sum over options tells least truly.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from formulations.problem import limit_of
 from qcompress.budgets import LATENCY
 from solvers import Solution, Status
 from solvers.base import relative_gap
+from solvers.search import cheapest
 
 ROUNDS = 4
 """Maximum number of choices that are solved for and timed."""
@@ -48,8 +48,7 @@ def with_reachable_time(
         InfeasibleBudgetError: none of these choices keeps the budget when timed either.
     """
     limit, use = problem.budgets[LATENCY], problem.resources[LATENCY]
-    alone = [int(np.argmin(use[start:end])) for start, end in itertools.pairwise(problem.group_offsets)]
-    if problem.usage(problem.flat(alone))[LATENCY] <= limit_of(limit):
+    if problem.usage(problem.flat(cheapest(problem, use)))[LATENCY] <= limit_of(limit):
         return problem
     fastest = solve_for(_by_time(problem)).choice
     if fastest is None:

@@ -7,7 +7,6 @@ without a proof. When a run is over, for whatever reason, none of its processes 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from multiprocessing.connection import wait
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from solvers.errors import InvalidOptionError, SolverError, SolverUnavailableErr
 from solvers.kernels.repair import repair
 from solvers.kernels.warm import warm
 from solvers.run import as_solver
+from solvers.search import cheapest
 
 LOOK_S = 0.1
 """Time in seconds between two checks of the clock."""
@@ -76,8 +76,7 @@ class Portfolio(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Start the solvers, distribute their results, and end them."""
-        cheapest = [int(np.argmin(problem.cost[begin:end])) for begin, end in pairwise(problem.group_offsets)]
-        if (quick := repair(problem, cheapest, search.expired)) is not None:
+        if (quick := repair(problem, cheapest(problem), search.expired)) is not None:
             search.offer(quick)  # processes take a moment to start
         chosen = self._chosen(problem)
         refused = {solver.name: why for solver in chosen if (why := _refusal(solver, problem))}

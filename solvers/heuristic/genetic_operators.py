@@ -19,6 +19,7 @@ from solvers.base import Search
 from solvers.kernels.local_search import descend_flat
 from solvers.kernels.moves import Integers, judge_all, to_arrays
 from solvers.kernels.repair import repair_flat
+from solvers.search import cheapest
 
 MATINGS = 3
 """Number of attempts to make enough distinct children; a small space may not have more."""
@@ -56,8 +57,7 @@ class ChoiceSpace(PymooProblem):  # type: ignore[misc]
         if self.search.initial is not None:
             choices[0] = self.search.initial
         else:  # the cheapest options come first, in case there is time for only one choice
-            cheapest = np.lexsort((self.problem.cost, self.problem.group_of))[self.problem.group_offsets[:-1]]
-            choices[0] = cheapest - self.problem.group_offsets[:-1]
+            choices[0] = cheapest(self.problem)
         chosen = self.flat(choices)
         if not repair_flat(self.arrays, chosen[0], self.search.expired):
             return choices[:0]

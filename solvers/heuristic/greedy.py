@@ -1,16 +1,14 @@
 """`greedy`: take every group's cheapest option, then the cheapest switches per unit of excess until budgets hold."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
-
-import numpy as np
 
 from formulations import Problem
 from solvers.base import Search, Solver
 from solvers.kernels.local_search import polish
 from solvers.kernels.repair import repair
 from solvers.kernels.warm import warm_descent
+from solvers.search import cheapest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +32,7 @@ class Greedy(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Take the cheapest options, repair them, and descend."""
-        cheapest = [int(np.argmin(problem.cost[begin:end])) for begin, end in pairwise(problem.group_offsets)]
-        feasible = repair(problem, cheapest, search.expired)
+        feasible = repair(problem, cheapest(problem), search.expired)
         if feasible is not None:
             search.offer(feasible)
             if not search.expired():

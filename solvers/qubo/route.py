@@ -32,7 +32,7 @@ from solvers.errors import SolverError
 from solvers.kernels.moves import Floats, Integers, to_arrays
 from solvers.kernels.warm import warm
 from solvers.qubo.samples import Improver, states_of
-from solvers.search import num_choices
+from solvers.search import cheapest, num_choices
 
 OFTEN_INVALID = 0.1
 """A group's penalty is doubled if more than this fraction of a round's samples is invalid in it."""
@@ -277,9 +277,7 @@ def _alone(problem: Problem, name: str) -> float:
 def _cheapest(problem: Problem, prices: dict[str, float]) -> Integers:
     """Return every group's cheapest option ``(G,)`` at these prices, ignoring pair terms."""
     cost = sum((price * problem.resources[name] for name, price in prices.items()), np.array(problem.cost))
-    starts = problem.group_offsets[:-1]
-    least = np.flatnonzero(cost == np.minimum.reduceat(cost, starts)[problem.group_of])
-    return np.asarray(least[np.searchsorted(least, starts)] - starts)  # the first of those that cost least
+    return cheapest(problem, cost)
 
 
 def paced(

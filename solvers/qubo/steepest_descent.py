@@ -10,7 +10,7 @@ from solvers.base import Search
 from solvers.qubo.route import QuboSolver, SampleRound, paced
 
 TREE = 30.0
-"""Time of a node of the sampler's search tree of variables, in times that its search of a list takes for a variable."""
+"""Time per node of the sampler's tree of variables, relative to the time per variable of its linear search."""
 
 
 @dataclass(frozen=True)
