@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 from qcompress.model.losses import NORMALISED
+from qcompress.model.modes import differentiable
 
 DIMS = 1, 2
 
@@ -85,22 +86,17 @@ def _normalised(output: Tensor) -> set[int]:
 def _with_weights_of_their_own(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> set[int]:
     """Return the dimensions whose entries have weights of their own; none if the model has no gradients."""
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
-    flags = [weight.requires_grad for weight in weights]
     try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        with torch.enable_grad(), _words_apart(model):
-            output = forwards.run(model, batch, forward)
-        as_long = {dim: [weight for weight in weights if output.shape[dim] in weight.shape] for dim in DIMS}
-        likely = {dim for dim in DIMS if _apart(output, dim, as_long[dim])}
-        return likely if len(likely) == 1 else {dim for dim in DIMS if _apart(output, dim, weights)}
+        with differentiable(weights):
+            with torch.enable_grad(), _words_apart(model):
+                output = forwards.run(model, batch, forward)
+            as_long = {dim: [weight for weight in weights if output.shape[dim] in weight.shape] for dim in DIMS}
+            likely = {dim for dim in DIMS if _apart(output, dim, as_long[dim])}
+            return likely if len(likely) == 1 else {dim for dim in DIMS if _apart(output, dim, weights)}
     except RuntimeError as error:
         if forwards.is_out_of_memory(error):
             raise
         return set()  # without gradients nothing is known; the caller then refuses
-    finally:
-        for weight, flag in zip(weights, flags, strict=True):
-            weight.requires_grad_(flag)
 
 
 def _apart(output: Tensor, dim: int, weights: Sequence[Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""PyTorch's modes around a call: autocast, inference mode, precision, compiled code, and the seed of its generator.
+"""PyTorch's modes around a call: autocast, inference mode, precision, gradients, compiled code, and the seed.
 
 The first two change arithmetic that is not the model's. Under autocast, matrix products that fit codes and sum up costs
 would be rounded to half precision, and decompositions fail; tensors made in inference mode can never take part in a
@@ -8,11 +8,12 @@ backward pass or be changed in place later. So functions that measure or make we
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 from qcompress.errors import AutocastWarning
 from qcompress.scalars import as_seed, require_kinds
@@ -99,6 +100,19 @@ def full_precision() -> Iterator[None]:
     finally:
         for (place, name), value in zip(places, before, strict=True):
             setattr(place, name, value)
+
+
+@contextmanager
+def differentiable(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Let weights take part in backward passes."""
+    before = [(weight, weight.requires_grad) for weight in weights]
+    try:
+        for weight, _ in before:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, flag in before:
+            weight.requires_grad_(flag)
 
 
 def not_compiled() -> AbstractContextManager[Any]:

@@ -24,6 +24,7 @@ from qcompress.errors import NotFiniteError
 from qcompress.measuring.memory import Returning, return_free_memory
 from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.choices import HeldChoices
+from qcompress.model.modes import differentiable
 from qcompress.model.scores import random_numbers
 
 STEPS = 3e-3, 3e-4, 3e-5
@@ -210,7 +211,7 @@ class _Probes:
 def _slopes(run: Callable[[], Tensor], moves: _Moves, probes: _Probes) -> tuple[Tensor, Tensor]:
     """Return the ``(weights, probes)`` slopes of the sums along every direction, and the outputs."""
     weights = moves.weights
-    flags, hooks, returning = [weight.requires_grad for weight in weights], [], Returning()
+    hooks, returning = [], Returning()
     slopes = torch.zeros(len(weights), PROBES, dtype=torch.float64)
     number = 0
 
@@ -222,19 +223,16 @@ def _slopes(run: Callable[[], Tensor], moves: _Moves, probes: _Probes) -> tuple[
         returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
         slopes[index, number] = moves.slope(index, gradient)
 
-    try:
-        for index, weight in enumerate(weights):
-            weight.requires_grad_(True)
-            hooks.append(weight.register_post_accumulate_grad_hook(functools.partial(take, index=index)))  # type: ignore[no-untyped-call]
-        with torch.enable_grad():
+    with differentiable(weights), torch.enable_grad():
+        try:
+            for index, weight in enumerate(weights):
+                hooks.append(weight.register_post_accumulate_grad_hook(functools.partial(take, index=index)))  # type: ignore[no-untyped-call]
             output = run()
             if output.requires_grad and weights:
                 for number, probe in enumerate(probes.each(output.detach())):
                     keep = number + 1 < PROBES
                     output.backward(probe, inputs=list(weights), retain_graph=keep)  # type: ignore[no-untyped-call]
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for weight, flag in zip(weights, flags, strict=True):
-            weight.requires_grad_(flag)
+        finally:
+            for hook in hooks:
+                hook.remove()
     return slopes, output.detach()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.streamed.calls import counted_by_block, everything_around, others_call_more
 from qcompress.measuring.streamed.forecast import UnitForecast, forecast_of, needed_bytes, resident_bytes
@@ -97,6 +98,7 @@ def unit_forecasts(
         if (kind := _kind(sweep.model.get_submodule(path))) not in passes:
             most = math.inf if limit is None else limit - needed_bytes(resident_bytes(), [forecast]) + forecast.working
             passes[kind] = pass_bytes(sweep, block, block_parts, max(most, passing))
+            return_free_memory()
         counted, stopped = passes[kind]
         passing = max(passing, counted)
         forecast = forecast_of(f"block {path!r}", weights, block_parts, options, passing)

@@ -10,15 +10,14 @@ stopped where it takes more than it may.
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods.choices import HeldChoices
 from qcompress.measuring.methods.gradient_check import widened
 from qcompress.measuring.streamed.sweep import BlockSweep
@@ -26,6 +25,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.batches import as_float32
 from qcompress.model.chain import BlockCall
 from qcompress.model.dispatch import Watching
+from qcompress.model.modes import differentiable
 from qcompress.model.parts import Part
 
 
@@ -55,7 +55,7 @@ def pass_bytes(sweep: BlockSweep, block: int, parts: Sequence[Part], most: float
             output = HeldChoices(lambda: sweep.chain.block(block, entering, other))()
             torch.autograd.grad(output, entering, torch.ones_like(output), retain_graph=True)
 
-    with sweep.opened.loaded(path), _differentiable(weights):
+    with sweep.opened.loaded(path), differentiable(weights):
         for widening in (True, False):
             with widened(sweep.model.get_submodule(path)) if widening else contextlib.nullcontext(False) as wide:
                 if (counted := _without_values(hidden, partial(run, wide=wide))) is not None:
@@ -90,19 +90,6 @@ def _without_values(hidden: Tensor, run: Callable[[Tensor], None]) -> int | None
     finally:
         logger.disabled = before
     return living.peak
-
-
-@contextlib.contextmanager
-def _differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    before = [weight.requires_grad for weight in weights]
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        yield
-    finally:
-        for weight, flag in zip(weights, before, strict=True):
-            weight.requires_grad_(flag)
-        return_free_memory()
 
 
 class _TooMuchError(Exception):

@@ -6,7 +6,7 @@ that go around the blocks to what follows them (`before_and_after`).
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from qcompress.errors import ChainError
 from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.chain import BlockCall
+from qcompress.model.modes import differentiable
 from qcompress.model.parts import Part
 
 
@@ -35,7 +36,7 @@ class SideInputs:
         self._sweep = sweep
         kinds: list[list[dict[int, tuple[torch.Size, torch.dtype]]]] = []
         for sample in sweep.samples:  # only shapes and dtypes are kept, as the tensors may be large
-            with _differentiable(weights), torch.enable_grad():
+            with differentiable(weights), torch.enable_grad():
                 _, calls = sweep.chain.calls(sample.inputs)
             kinds.append([_dependent(call) for call in calls])
         self._places = [list(of_block) for of_block in kinds[0]]
@@ -110,7 +111,7 @@ def before_and_after(sweep: BlockSweep, parts: Sequence[Part]) -> tuple[list[Par
     sample does not use is in both lists, as others may use it on either side.
     """
     weights = {part.name: part.site(sweep.model).weight for part in parts}
-    with _differentiable(weights.values()), torch.enable_grad():
+    with differentiable(weights.values()), torch.enable_grad():
         hidden, calls = sweep.chain.calls(sweep.samples[0].inputs)
         before = _parameters_behind([hidden, *(leaf for call in calls for leaf in call.leaves)])
         after = _parameters_behind([sweep.output(0, torch.ones(sweep.shapes[0], dtype=sweep.dtype))])
@@ -146,15 +147,3 @@ def _dependent(call: BlockCall) -> dict[int, tuple[torch.Size, torch.dtype]]:
         for place, leaf in enumerate(call.leaves)
         if isinstance(leaf, Tensor) and leaf.requires_grad
     }
-
-
-@contextlib.contextmanager
-def _differentiable(weights: Collection[nn.Parameter]) -> Iterator[None]:
-    before = [weight.requires_grad for weight in weights]
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        yield
-    finally:
-        for weight, flag in zip(weights, before, strict=True):
-            weight.requires_grad_(flag)
