@@ -201,7 +201,7 @@ def _surveyed(request: Request) -> Survey:
 
 def is_surveyed(request: Request) -> bool:
     """Whether `require_possible` looks at the first batch."""
-    return request.measurement is None and request.minimize is None and not offers_channels(request.offered)
+    return request.measurement is None and not offers_channels(request.offered)
 
 
 def _run_by(

@@ -121,9 +121,23 @@ def test_the_smallest_file_for_a_loss_is_written_and_its_loss_measured(
     assert 0 < report.loss_measured < 1
 
 
-def test_options_that_the_engine_has_no_kernel_for(model: nn.Module, engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"minimize": "file_bytes"}], ids=["file_bytes", "minimize"])
+def test_options_that_the_engine_has_no_kernel_for(
+    model: nn.Module, engine: Engine, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompress.steps.measuring.measure", lambda *_, **__: pytest.fail("it was measured"))
+    budget = {"loss": 0.1} if more else {"file_bytes": "50%"}
     with pytest.raises(EngineError, match=f"engine '{engine.name}' runs none of the options on offer: .*rank"):
-        compress(model, engine, tmp_path, {"file_bytes": "50%"}, options=qcompress.low_rank(ratios=(0.5,)))
+        compress(model, engine, tmp_path, budget, options=qcompress.low_rank(ratios=(0.5,)), **more)
+    assert left(tmp_path) == []
+
+
+def test_another_budget_out_of_reach_is_told_before_measuring_when_a_resource_is_minimized(
+    model: nn.Module, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompress.steps.measuring.measure", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(InfeasibleBudgetError, match="no choice meets the budget for macs"):
+        compress(model, engine, tmp_path, {"loss": 0.1, "macs": "1%"}, minimize="file_bytes")
     assert left(tmp_path) == []
 
 
