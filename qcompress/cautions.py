@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from formulations.formatting import plural
 from qcompress.engines.in_time import TOLERANCE
 from qcompress.measurement import Measurement
+from qcompress.measuring.methods.reruns import unconfirmed
 from qcompress.model.samples import Split
 from qcompress.proposals import has_few_inputs
 from qcompress.transforms.channels import RemoveChannels
@@ -115,8 +116,8 @@ def of_probabilities(loss: str, *, given: bool) -> Iterator[str]:
 
 
 def of_selections(measurement: Measurement, helps: str) -> Iterator[str]:
-    """Warn if the network selects by computed numbers, and its costs describe small changes only."""
-    if (selecting := measurement.selecting) and measurement.method != "direct":
+    """Warn if the network selects by computed numbers with weights of which some options were not run."""
+    if (selecting := unconfirmed(measurement)) and measurement.method != "direct":
         where = f"{plural(len(selecting), 'module')}, such as {selecting[0]!r}" if selecting[0] else "the model itself"
         yield (
             "the network makes hard decisions (experts that a router takes, the largest of some numbers; in "

@@ -14,6 +14,7 @@ With the additive part ``A`` and the sum of its positive costs ``A⁺``,
 If no option is measured to lower the loss, this is ``(1 - t)·A ≥ 0`` for every choice.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -92,7 +93,8 @@ def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray
     """Return the standard error of a choice's objective, from its spread over the samples; None if unknown.
 
     It includes the error of pair terms between all parts, but not that of pair terms within blocks only, and what was
-    left out of single costs because it stood out (see `qcompress.measuring.outlying`).
+    left out of single costs because it stood out (see `qcompress.measuring.outlying`). The errors of options that were
+    run alone add up, as they all come from the same few samples.
 
     Args:
         measurement: measurement that the problem was formulated from, with one column of its factor per sample.
@@ -103,11 +105,16 @@ def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray
         return None  # the factor of a remeasured model lacks the slope
     chosen = problem.flat(choice)
     costs, between = 0.5 * np.square(measurement.factor[chosen]), np.zeros(measurement.factor.shape[1])
+    errors, alone = measurement.standard_error[chosen], 0.0
+    if measurement.ran is not None:
+        ran = measurement.ran[chosen]
+        alone = float(errors[ran].sum())
+        costs[ran], errors[ran] = 0.0, 0.0  # the cost is not that of the columns
     rows = None if problem.pairs is None else problem.pairs.factor
     if rows is not None and rows.shape[1] == len(between):
         picked = rows[chosen]
         between = np.einsum("gr,gr->r", np.cumsum(picked[:-1], axis=0), picked[1:])
-    return error_of_sum(costs, measurement.standard_error[chosen], measurement.num_samples, between)
+    return math.hypot(error_of_sum(costs, errors, measurement.num_samples, between), alone)
 
 
 def at_strength(problem: Problem, measurement: Measurement, strength: float) -> Problem:

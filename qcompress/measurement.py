@@ -96,7 +96,11 @@ class Measurement:
         no_choice: name of a part that only its original weight is on offer for → why, where more is known about it
             than that no option fits.
         selecting: paths of the modules that select by the largest of computed numbers, as routers of experts do (see
-            `qcompress.model.selections`).
+            `qcompress.model.selections`). Where an option changes what they select, its estimated cost is too small;
+            options of their own weights are run first (see ``ran``).
+        ran: ``(V,)`` whether an option was run alone on some of the samples after ``"sampled"`` had estimated its cost:
+            the cost is then its true loss increase there, unless that is known less well and not larger (see
+            `qcompress.measuring.methods.reruns`); None if no option was run.
     """
 
     parts: tuple[Part, ...]
@@ -128,6 +132,7 @@ class Measurement:
     softened: NDArray[np.float64] | None = None
     no_choice: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
     selecting: tuple[str, ...] = ()
+    ran: NDArray[np.bool_] | None = None
 
     def __repr__(self) -> str:
         rank = self.factor.shape[1]
@@ -147,6 +152,11 @@ class Measurement:
             for part, options in zip(self.parts, self.transforms, strict=True)
             if not has_choice(options)
         )
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """``(G + 1,)`` first option of each part, and V."""
+        return np.cumsum([0, *map(len, self.transforms)])
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
@@ -234,7 +244,7 @@ class Measurement:
             **({"coded": [part.to_json() for part in self.coded]} if self.coded else {}),
             **({"resource_pairs": list(self.resource_pairs)} if self.resource_pairs else {}),
         }
-        arrays: dict[str, NDArray[np.floating]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
+        arrays: dict[str, NDArray[Any]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
         arrays |= {f"moments_{i}": table for i, table in enumerate(distinct)}
         arrays |= {f"squares_{i}": values for i, values in enumerate(self.squares.values())}
@@ -244,6 +254,8 @@ class Measurement:
             arrays |= arrays_of(terms, f"resource_pairs_{i}")
         if self.softened is not None:
             arrays["softened"] = self.softened
+        if self.ran is not None:
+            arrays["ran"] = self.ran
         FILE_KIND.write_arrays(path, header, arrays)
 
     @classmethod
@@ -280,6 +292,7 @@ class Measurement:
                 no_choice=MappingProxyType(header.get("no_choice", {})),
                 selecting=tuple(header.get("selecting", ())),
                 softened=arrays.get("softened"),
+                ran=arrays.get("ran"),
                 standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
                 standing_loss=header.get("standing_loss", 0.0),
                 sets=tuple(map(CoupledSet.from_json, header.get("sets", ()))),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from qcompress.measuring.methods import reruns
 from tests.leap.fixtures import leap, mock, one_connection, processors  # noqa: F401  (fixtures of several modules)
 
 pytest_plugins = ["tests.durations"]
@@ -41,6 +42,12 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 def generator_states() -> tuple[bytes, str]:
     """State of PyTorch's and of NumPy's global generator."""
     return torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state())  # noqa: NPY002
+
+
+@pytest.fixture
+def estimates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `measure` by ``"sampled"`` run no option alone, for tests of what it estimates."""
+    monkeypatch.setattr(reruns, "PASSES", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -63,6 +63,7 @@ def for_engine(
         factor=measurement.factor[flat],
         error=measurement.error[flat],
         standard_error=None if measurement.standard_error is None else measurement.standard_error[flat],
+        ran=None if measurement.ran is None else measurement.ran[flat],
         resources=MappingProxyType(
             {name: use[flat] for name, use in measurement.resources.items()} | {FILE_BYTES: file_bytes}
         ),

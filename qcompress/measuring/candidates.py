@@ -120,8 +120,7 @@ class Candidates:
 
     def not_finite(self, part: int, option: int) -> ResultNotFiniteError:
         """Return the error that names an option whose loss is NaN or infinite."""
-        name, label = self.parts[part].name, self.transforms[part][option].label
-        return ResultNotFiniteError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
+        return not_finite(self.parts[part], self.transforms[part][option])
 
     def change(self, part: int, option: int) -> Tensor:
         """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""
@@ -189,6 +188,12 @@ class Candidates:
         finally:
             with torch.no_grad():
                 site.weight.copy_(original)
+
+
+def not_finite(part: Part, transform: Transform) -> ResultNotFiniteError:
+    """Return the error that names an option whose loss is NaN or infinite."""
+    label = transform.label
+    return ResultNotFiniteError(f"the loss with {part.name!r} at {label!r} is not finite; leave that option out")
 
 
 def fitted(
@@ -260,7 +265,7 @@ def fitted(
         stored = codes[part, option]
         if transform.decodes_anywhere:  # codes are a fraction of the rows, which an accelerator also restores faster
             stored = {name: array.to(weight.device) for name, array in stored.items()}
-        changed = transform.decode(stored, target).to(weight)
+        changed = transform.decode(stored, target).to(weight.device, target.dtype)  # also while the model is widened
         if all_fit:
             decoded[part, option] = changed
         return changed

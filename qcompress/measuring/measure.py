@@ -1,7 +1,8 @@
 """`measure`: iterate over the batches, report progress, and save the state so that an interrupted run can resume."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,8 @@ from qcompress.measuring.inputs.ranges import activation_ranges
 from qcompress.measuring.inputs.squares import input_squares
 from qcompress.measuring.kept_codes import KeptCodes
 from qcompress.measuring.memory import require_memory, return_free_memory
+from qcompress.measuring.methods.alone import rises_alone, samples_to_run
+from qcompress.measuring.methods.reruns import NOT_IN_FLOAT32, options_to_run, sample_places, with_runs
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.replacing import told, tried_out
@@ -90,7 +93,8 @@ def measure(
             every option, one partial forward pass per option and batch; in half precision a small increase is lost in
             the rounding of the outputs. ``"sampled"``: one backward pass per sample for all options, from weight
             gradients; for language models and other outputs of many numbers. Its costs are estimates, with a
-            standard error.
+            standard error; the options whose errors matter most are also run alone on some of the samples, for about
+            as much work as one pass forward and backward over all (`Measurement.ran`).
         loss: ``"kl"`` to the original's softmax (nats per sample; ``"kl:1"`` with the classes in dimension 1),
             ``"mse"`` of outputs, or a callable ``(output, batch) -> (samples,)``.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
@@ -107,8 +111,10 @@ def measure(
             does not fit, an error is raised before any long computation.
         precision: relative standard error of the predicted loss at which measuring stops before all batches are done
             (of choices from mild to harsh, the largest); for ``"sampled"`` in memory.
-        time_limit: seconds of passes after which measuring stops before all batches are done; for models in memory.
-        on_progress: called after every batch; for an opened model after every block.
+        time_limit: seconds of passes after which measuring stops before all batches are done, without running options
+            alone; for models in memory.
+        on_progress: called after every batch, and every sample that options are run on; for an opened model after every
+            block.
         on_encode: called with a forecast after the options of each part have been encoded.
 
     Random numbers drawn in a pass are the same in every pass, and buffers that a pass changes are restored. Where the
@@ -116,7 +122,8 @@ def measure(
     (`Measurement.tried` says why).
 
     Raises:
-        ModelError, DataError, OptionsError: see `qcompress.errors`.
+        ModelError, DataError, OptionsError: see `qcompress.errors`. Where an option that is run makes the loss NaN or
+            infinite, the message names it.
 
     >>> import torch
     >>> from qcompress.options import prune_quantize
@@ -227,38 +234,62 @@ def _measured_in_memory(
             model, inventory.parts, per_part, on_encode=on_encode, kept=kept, **seen.arguments()
         )
         sums = accumulate(
-            model,
-            batches,
-            candidates,
-            measured,
-            method,
-            seed,
-            run,
+            model, batches, candidates, measured, method, seed, run,
             [fingerprint, method, granularity, None if cache is None else calibration.digests()],
-            tried=inventory.tried,
-            jobs=jobs,
-            cache=cache,
-            stop=stop,
-            on_progress=on_progress,
+            tried=inventory.tried, jobs=jobs, cache=cache, stop=stop, on_progress=on_progress,
+        )  # fmt: skip
+        notes += stop.notes(sums, candidates, inventory.num_batches)
+        stated = _stated(
+            inventory,
+            candidates,
+            sums,
+            seen,
+            method=method,
+            calibration=calibration,
+            fingerprint=fingerprint,
+            errors=errors,
+            notes=tuple(notes),
         )
+        measurement = _with_runs(stated, calibration, candidates, sums, run, stop, on_progress)
         Measurement.require_as_before(model, fingerprint)
-    notes += stop.notes(sums, candidates, inventory.num_batches)
-    notes += [f"{name} changes while the model runs; it was put back after every pass" for name in sorted(run.moved)]
-    measurement = _stated(
-        inventory,
-        candidates,
-        sums,
-        seen,
-        method=method,
-        calibration=calibration,
-        fingerprint=fingerprint,
-        errors=errors,
-        notes=tuple(notes),
-    )
+    moved = [f"{name} changes while the model runs; it was put back after every pass" for name in sorted(run.moved)]
+    measurement = replace(measurement, notes=(*measurement.notes, *moved))
     if cache is not None:
         Path(cache).unlink(missing_ok=True)
         kept.done()
     return measurement
+
+
+def _with_runs(
+    measurement: Measurement,
+    calibration: Calibration,
+    candidates: Candidates,
+    sums: Sums,
+    run: forwards.Forward,
+    stop: Stop,
+    on_progress: Callable[[MeasureProgress], None] | None,
+) -> Measurement:
+    """Return a measurement by ``"sampled"`` with the costs of the options that are worth running, see `reruns`."""
+    count, start = sums.num_columns, time.perf_counter()
+    runs = options_to_run(measurement, count) if sums.by_sample and not stop.ended_by_time(sums) else []
+    if not runs:
+        return measurement
+
+    def chosen() -> Iterator[Any]:
+        for done, sample in enumerate(samples_to_run(calibration.data, sums.num_batches, count), start=1):
+            yield sample
+            if on_progress is not None:
+                on_progress(
+                    MeasureProgress(
+                        batches=done, total_batches=len(sample_places(count)), num_samples=sums.num_samples,
+                        elapsed_s=time.perf_counter() - start, unit=f"samples with {len(runs)} options alone",
+                    )
+                )  # fmt: skip
+
+    rises = rises_alone(calibration.model, candidates, calibration.loss, run, chosen(), runs)
+    if rises is None:
+        return replace(measurement, notes=(*measurement.notes, NOT_IN_FLOAT32))
+    return with_runs(measurement, count, runs, rises)
 
 
 def _stated(

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompress.compressed.emulation import Emulation
 from qcompress.measurement import Measurement
@@ -58,27 +59,35 @@ def with_costs_of(measurement: Measurement, other: Measurement) -> Measurement:
         standard_error=other.standard_error,
         factor=other.factor,
         num_samples=other.num_samples,
+        ran=other.ran,
     )
 
 
 def pooled(measurement: Measurement, more: Measurement) -> Measurement:
-    """Return ``measurement`` with the means of two measurements of the same options over different samples."""
+    """Return ``measurement`` with the means of two measurements of the same options over different samples.
+
+    Options that only ``measurement`` ran alone keep its costs: the other one's are estimates.
+    """
     num_samples = measurement.num_samples + more.num_samples
     share = measurement.num_samples / num_samples
 
-    def softened() -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
+    def known(own: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        return mean if measurement.ran is None else np.where(measurement.ran, own, mean)
+
+    def softened() -> NDArray[np.float64] | None:
         if measurement.softened is None or more.softened is None:
             return None
         return share * measurement.softened + (1 - share) * more.softened
 
-    def standard_error() -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
+    def standard_error() -> NDArray[np.float64] | None:
         if measurement.standard_error is None or more.standard_error is None:
             return None
-        return np.hypot(share * measurement.standard_error, (1 - share) * more.standard_error)
+        both = np.hypot(share * measurement.standard_error, (1 - share) * more.standard_error)
+        return known(measurement.standard_error, both)
 
     return replace(
         measurement,
-        cost=share * measurement.cost + (1 - share) * more.cost,
+        cost=known(measurement.cost, share * measurement.cost + (1 - share) * more.cost),
         softened=softened(),
         standard_error=standard_error(),
         factor=np.hstack([share**0.5 * measurement.factor, (1 - share) ** 0.5 * more.factor]),

@@ -11,7 +11,8 @@ class MeasureProgress:
         batches, total_batches: number of batches done, and of all batches.
         num_samples: number of samples so far; for an opened model, of all samples.
         elapsed_s: seconds elapsed.
-        unit: what is counted: for an opened model the blocks, forward and backward.
+        unit: what is counted: batches, and at the end samples that options are run on alone; for an opened model the
+            blocks, forward, backward and forward again with these options.
     """
 
     batches: int

@@ -125,6 +125,7 @@ def measured_at(
         tried=MappingProxyType(sums.tried),
         standing=standing,
         standing_loss=standing_loss,
+        ran=None,
     )
 
 

@@ -55,9 +55,15 @@ class Stop:
             error = relative_error(sums, candidates)
             if error <= self.precision:
                 return f"predictions have a relative standard error of {error:.3g}, asked for was {self.precision:g}"
-        if self.time_limit is not None and elapsed_s >= self.time_limit:
-            return f"time_limit={self.time_limit:g} seconds"
-        return ""
+        return self._out_of_time if self.time_limit is not None and elapsed_s >= self.time_limit else ""
+
+    @property
+    def _out_of_time(self) -> str:
+        return f"time_limit={self.time_limit:g} seconds"
+
+    def ended_by_time(self, sums: Sums) -> bool:
+        """Whether the time limit is why measuring stopped."""
+        return self.time_limit is not None and sums.stopped == self._out_of_time
 
     def notes(self, sums: Sums, candidates: Candidates, num_batches: int) -> list[str]:
         """Return notes on batches that were left out, and on a precision that was not reached.

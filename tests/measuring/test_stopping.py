@@ -39,6 +39,7 @@ def test_it_stops_at_the_first_batch_with_that_precision() -> None:
     np.testing.assert_array_equal(stopped.cost, shorter.cost)
 
 
+@pytest.mark.usefixtures("estimates_alone")
 def test_a_precision_that_is_not_reached_is_noted_with_the_one_that_is() -> None:
     whole = measured(precision=1e-6)
     assert len(whole.notes) == 1
@@ -102,6 +103,7 @@ def test_what_makes_no_sense_is_refused(more: dict[str, Any], message: str) -> N
         qcompress.measure(seeded(TiedLanguageModel), data(), OPTIONS, **{"method": "sampled", **more})
 
 
+@pytest.mark.usefixtures("estimates_alone")
 def test_the_standard_error_of_a_prediction_is_its_spread_over_measurements() -> None:
     model, choice, strengths = seeded(TiedLanguageModel), np.array([2, 1]), (False, True, 1.0)
     objectives: dict[float, list[float]] = {pairs: [] for pairs in strengths}

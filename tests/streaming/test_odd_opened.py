@@ -337,7 +337,12 @@ def test_an_opened_model_is_measured_and_compressed_as_in_memory(kind: type[Net]
     assert found.original == expected.original
     for name, uses in expected.resources.items():
         np.testing.assert_array_equal(found.resources[name], uses)
-    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-4, atol=1e-9)  # sums in another order
+    assert (expected.ran is None) is (kind in {Mixed, HalfBlocks, Widening})  # they do not run in float32 as a whole
+    assert (found.ran is None) is (kind is Mixed)  # nor its blocks
+    none = np.zeros(len(found.cost), dtype=bool)
+    same = (none if found.ran is None else found.ran) == (none if expected.ran is None else expected.ran)
+    assert expected.ran is None or same.all()
+    np.testing.assert_allclose(found.cost[same], expected.cost[same], rtol=1e-4, atol=1e-9)  # sums in another order
 
     choice = [1 + number % 2 for number in range(len(found.parts))]
     small, small_opened = (

@@ -13,7 +13,7 @@ from qcompress.model import layers
 from qcompress.model.steady import steady
 from qcompress.transforms.base import Target, Weight
 
-PASSES = 5.0  # forward passes of a block: one forward, one repeated, and about three for the backward pass
+PASSES = 6.5  # forward passes of a block: one, one again, about three for the backward pass, 1.5 for single options
 ROWS = 64  # rows of each layer's weight that are encoded for the forecast
 
 
@@ -40,7 +40,7 @@ def forecast_seconds(
             encoding_s = sum(
                 _encoding_s(module, f"{opened.blocks[0]}.{path}", offered) for path, module in block.named_modules()
             )
-    return len(opened.blocks) * (2 * reading_s + PASSES * len(sweep) * passing_s + encoding_s)
+    return len(opened.blocks) * (3 * reading_s + PASSES * len(sweep) * passing_s + encoding_s)
 
 
 def _encoding_s(module: nn.Module, name: str, offered: Offered) -> float:

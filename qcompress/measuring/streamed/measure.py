@@ -1,13 +1,15 @@
 """`measure` for an opened model: block by block under a memory limit, resumable after every block.
 
 The computation is that of ``method="sampled"`` (`qcompress.measuring.methods.weight_gradients`) and gives the same
-numbers; the effects are computed block by block (`qcompress.measuring.streamed.effects`).
+numbers; the effects are computed block by block (`qcompress.measuring.streamed.effects`), and then the options that are
+worth running (`qcompress.measuring.streamed.alone`): all blocks are read three times.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
@@ -20,8 +22,10 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
 from qcompress.measuring.memory import HELD
 from qcompress.measuring.methods import evidence
+from qcompress.measuring.methods.reruns import NOT_IN_FLOAT32, options_to_run, with_runs
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.streamed.alone import RunsByBlock
 from qcompress.measuring.streamed.effects import StreamedEffects, UnitEffects
 from qcompress.measuring.streamed.forecast import as_bytes, resident_bytes, room_left
 from qcompress.measuring.streamed.forecast_memory import surveyed, unit_forecasts
@@ -33,7 +37,7 @@ from qcompress.measuring.sums import Sums, probe_generator
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.chain import without_cache
-from qcompress.model.losses import CallableLoss
+from qcompress.model.losses import CallableLoss, Loss
 from qcompress.model.opened import opened_of
 from qcompress.model.parts import Part, Survey
 from qcompress.model.steady import steady
@@ -96,11 +100,28 @@ def measure_streamed(
         for number, unit in enumerate(effects.units()):
             units.append(unit)
             tell(len(sweep.chain) + number + 1)
-        return _assembled(calibration, inventory, units, sweep, notes)
+        measurement = _assembled(calibration, inventory, units, sweep, notes)
+        return _with_runs(measurement, sweep, calibration.loss, lambda done: tell(2 * len(sweep.chain) + 2 + done))
+
+
+def _with_runs(measurement: Measurement, sweep: BlockSweep, loss: Loss, tell: Callable[[int], None]) -> Measurement:
+    """Return the measurement with the costs of the options that are worth running, see `reruns`."""
+    runs = options_to_run(measurement, len(sweep))
+    if not runs:
+        return measurement
+    options = [
+        (part, transform)
+        for part, transforms in zip(measurement.parts, measurement.transforms, strict=True)
+        for transform in transforms
+    ]
+    found = RunsByBlock(sweep, [options[run] for run in runs], loss).rises(tell)
+    if found is None:
+        return replace(measurement, notes=(*measurement.notes, NOT_IN_FLOAT32))
+    return with_runs(measurement, len(sweep), runs, *found)
 
 
 def _telling(sweep: BlockSweep, on_progress: Callable[[MeasureProgress], None] | None) -> Callable[[int], None]:
-    start, total = time.perf_counter(), 2 * len(sweep.chain) + 2
+    start, total = time.perf_counter(), 3 * len(sweep.chain) + 2
 
     def tell(done: int) -> None:
         if on_progress is not None:

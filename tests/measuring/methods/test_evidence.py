@@ -324,6 +324,7 @@ class Similar(nn.Module):
 
 @pytest.mark.parametrize("siamese", [True, False])
 @pytest.mark.parametrize("granularity", ["layer", 4])
+@pytest.mark.usefixtures("estimates_alone")
 def test_one_number_per_sample_needs_no_further_dimension(siamese: bool, granularity: str | int) -> None:
     torch.manual_seed(0)
     model, data = Similar(siamese=siamese).eval(), [inputs(16, 5), inputs(9, 5, seed=2)]

@@ -46,6 +46,7 @@ def test_costs_are_near_those_of_the_second_order_on_many_samples():
 
 
 @pytest.mark.parametrize("factory", [Reused, Functional])
+@pytest.mark.usefixtures("estimates_alone")
 def test_every_use_of_a_weight_counts(factory):
     """Called several times or used outside its module: the weight's own gradient sees all of it."""
     model = seeded(factory)
@@ -67,6 +68,7 @@ def test_every_use_of_a_weight_counts(factory):
         assert measurement.cost[option] == pytest.approx(total / 4, rel=1e-4)
 
 
+@pytest.mark.usefixtures("estimates_alone")
 def test_blocks_of_channels_add_up_to_their_layer():
     model = seeded(lambda: nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 5)))
     data = [torch.randn(6, 8, generator=torch.Generator().manual_seed(0))]
@@ -87,6 +89,7 @@ def test_flags_and_gradients_are_as_before():
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("estimates_alone")
 def test_beyond_so_many_samples_columns_are_shared_and_costs_are_not(monkeypatch):
     model = seeded(TiedLanguageModel)
     generator = torch.Generator().manual_seed(0)

@@ -59,7 +59,11 @@ def test_half_precision_gives_the_numbers_of_the_model_in_memory(tmp_path: Path)
     folder = saved("Llama", tmp_path, dtype=torch.bfloat16)
     expected = qcompress.measure(in_memory(folder), data(), NEAREST, method="sampled")
     found = qcompress.measure(open_model(folder), data(), NEAREST, method="sampled")
-    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-6)
+    assert found.ran is not None
+    assert expected.ran is not None
+    assert found.ran.tolist() == expected.ran.tolist()
+    np.testing.assert_allclose(found.cost[~found.ran], expected.cost[~found.ran], rtol=1e-6)
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-2)  # what is outside the blocks rounds to bfloat16
 
 
 def test_padded_batches_are_measured_as_in_memory(tmp_path: Path) -> None:
@@ -72,6 +76,7 @@ def test_padded_batches_are_measured_as_in_memory(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-5, atol=1e-12)
 
 
+@pytest.mark.usefixtures("estimates_alone")
 def test_the_factor_is_made_of_the_effects_and_standard_errors_tell_their_spread(tmp_path: Path) -> None:
     found = qcompress.measure(open_model(saved("Llama", tmp_path)), data(), NEAREST, method="sampled")
     np.testing.assert_allclose(0.5 * np.square(found.factor).sum(axis=1), found.cost)
@@ -125,15 +130,15 @@ def measured_file(folder: Path, file: Path, cache: Path | None) -> bytes:
     return file.read_bytes()
 
 
-# 3 samples: 9 runs of blocks forward and as many backward; 15 products; 5 units
+# 3 samples: 9 runs of blocks forward and as many backward, then those of options alone; 15 products; 5 units
 POINTS = [
-    *((BlockSweep, "through", count) for count in (1, 2, 4, 7, 9, 10, 14, 18)),
+    *((BlockSweep, "through", count) for count in (1, 2, 4, 7, 9, 10, 14, 18, 19, 30)),
     *((Gradients, "add", count) for count in (1, 3, 4, 6, 8, 12, 13, 15)),
     *((StreamedEffects, "_unit", count) for count in (1, 2, 3, 4, 5)),
 ]
 
 
-QUICK = [(BlockSweep, "through", 4), (Gradients, "add", 8), (StreamedEffects, "_unit", 3)]
+QUICK = [(BlockSweep, "through", 4), (BlockSweep, "through", 30), (Gradients, "add", 8), (StreamedEffects, "_unit", 3)]
 CASES = [pytest.param(*own, marks=[] if own in QUICK else pytest.mark.slow) for own in POINTS]
 
 

@@ -1,0 +1,159 @@
+"""Which options of a measurement by ``"sampled"`` are put into the model as well, and what replaces their costs.
+
+An estimated cost is off by a quarter and more, and by far more where the loss is not quadratic or where the option
+changes a router's choices, which no gradient sees. The true loss increase of an option is known within a fifth from few
+samples. So some options are run alone: first those of routers (`routers`), whose error is unknown, then those whose
+error matters most. An error counts by itself and by its share of the predicted loss of a likely choice: the first would
+only run the harshest options, the second the mildest, so options are ordered by the geometric mean of both. The
+likely choices are those of `likely_choices`, and every part at its smallest. No error counts as smaller than that
+of normally distributed effects, since an estimate that is too small by chance has too small an error as well.
+
+All runs take at most the work of `PASSES` forward passes over the samples, about that of one pass forward and backward.
+Each takes an eighth of the samples, the same for all and evenly spread, but at least `LEAST_SAMPLES`.
+
+What was run is not averaged with the estimate, whose weight would be largest where it is too small by chance. It
+replaces the estimate where its relative error is smaller or where it is larger: a mean of few samples that differ much
+is mostly too small, and so is the error that it shows.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompress.measurement import Measurement
+from qcompress.measuring.effects import likely_choices
+
+PASSES = 3
+"""Forward passes over all samples that the runs may take together."""
+
+LEAST_SAMPLES, SHARE = 4, 8
+"""Least number of samples of each run, and how many times as many the measurement has."""
+
+ROUNDING = 10.0
+"""Ratio of a loss increase to that of rounding alone, below which it is not known."""
+
+NOT_IN_FLOAT32 = "no option was run alone: the model does not run in float32, and half precision rounds its loss away"
+
+
+def sample_places(count: int) -> list[int]:
+    """Indices of the samples that options are run on, of ``count`` samples.
+
+    >>> sample_places(3), sample_places(10), len(sample_places(80))
+    ([0, 1, 2], [0, 2, 5, 7], 10)
+    """
+    wanted = min(count, max(LEAST_SAMPLES, -(-count // SHARE)))
+    return [count * place // wanted for place in range(wanted)]
+
+
+def options_to_run(measurement: Measurement, count: int) -> list[int]:
+    """Return the (flat) options to run, in the order of their importance.
+
+    Args:
+        measurement: measurement by ``"sampled"`` from an original.
+        count: number of its samples.
+    """
+    offsets, cost, size_bytes = measurement.offsets, measurement.cost, measurement.resources["bytes"]
+    error = _error(measurement, count)
+    smallest = [start + int(size_bytes[start:stop].argmin()) for start, stop in itertools.pairwise(offsets.tolist())]
+    importance = np.zeros(len(cost))
+    for chosen in (*likely_choices(cost, size_bytes, offsets), np.array(smallest)):
+        total = float(np.maximum(cost[chosen], 0.0).sum())
+        if total > 0:
+            importance[chosen] = np.maximum(importance[chosen], error[chosen] / total**0.5)
+    first = _of_routers(measurement)
+    useful = (first | (importance > 0)) & ~_exact(measurement)
+    order = np.lexsort((-importance, ~first))
+    limit = max(PASSES * count // len(sample_places(count)) - 1, 0)  # one run is that of the original
+    return [int(flat) for flat in order if useful[flat]][:limit]
+
+
+def routers(measurement: Measurement) -> dict[str, int | None]:
+    """Module that selects → index of the part that it does so with, the smallest inside; None if there is none.
+
+    The weight of a router has one row for each expert, whose own weights may be in the same module.
+    """
+    found: dict[str, int | None] = {}
+    for path in measurement.selecting:
+        inside = [
+            index
+            for index, part in enumerate(measurement.parts)
+            if path and any(f"{module}.".startswith(f"{path}.") for module in part.modules)
+        ]
+        found[path] = min(inside, key=lambda index: measurement.parts[index].target.num_weights, default=None)
+    return found
+
+
+def unconfirmed(measurement: Measurement) -> tuple[str, ...]:
+    """Paths of the modules that select, with an option of their own weight whose cost is estimated; or without one."""
+    known = _exact(measurement) if measurement.ran is None else _exact(measurement) | measurement.ran
+    bounds = list(itertools.pairwise(measurement.offsets.tolist()))
+    return tuple(
+        path for path, part in routers(measurement).items() if part is None or not known[slice(*bounds[part])].all()
+    )
+
+
+def _error(measurement: Measurement, count: int) -> NDArray[np.float64]:
+    """``(V,)`` error of every cost, at least that of normally distributed effects."""
+    least: NDArray[np.float64] = np.abs(measurement.cost) * (2 / count) ** 0.5
+    return least if measurement.standard_error is None else np.maximum(least, measurement.standard_error)
+
+
+def _of_outliers(measurement: Measurement, count: int) -> NDArray[np.float64]:
+    """``(V,)`` what every estimate's error has beyond the spread of its limited effects, if these are all of it."""
+    assert measurement.standard_error is not None  # noqa: S101
+    shares = 0.5 * np.square(measurement.factor)
+    beyond = np.square(measurement.standard_error) - shares.var(axis=1, ddof=1) * count
+    limited = np.isclose(shares.sum(axis=1), measurement.cost, atol=0.0)  # no slope, and a column for every sample
+    return np.where(limited, np.sqrt(np.maximum(beyond, 0.0)), 0.0)
+
+
+def _exact(measurement: Measurement) -> NDArray[np.bool_]:
+    """``(V,)`` whether an option is the original weight, or was evaluated on all samples."""
+    exact = _options_of(measurement, [i for i, part in enumerate(measurement.parts) if part.name in measurement.tried])
+    exact[measurement.offsets[:-1]] = True
+    return exact
+
+
+def _of_routers(measurement: Measurement) -> NDArray[np.bool_]:
+    return _options_of(measurement, [part for part in routers(measurement).values() if part is not None])
+
+
+def _options_of(measurement: Measurement, parts: Sequence[int]) -> NDArray[np.bool_]:
+    """``(V,)`` whether an option belongs to one of some parts."""
+    return np.repeat(np.isin(np.arange(len(measurement.parts)), parts), np.diff(measurement.offsets))
+
+
+def with_runs(
+    measurement: Measurement, count: int, runs: Sequence[int], rises: NDArray[np.float64], rounding: float = 0.0
+) -> Measurement:
+    """Return the measurement with the costs that running some options found.
+
+    The error of a run is that of the mean over its samples. A spread over so few is itself uncertain, so none counts as
+    smaller, relative to its cost, than the root mean square of all runs. Added is what limiting effects took off
+    the estimate (`qcompress.measuring.outlying`): the samples that were run may lack the one that it is about.
+
+    Args:
+        measurement: the measurement.
+        count: number of its samples.
+        runs: ``(runs,)`` options.
+        rises: ``(runs, samples)`` their loss increases.
+        rounding: loss increase by rounding alone; an increase of less than `ROUNDING` times that is not known.
+    """
+    chosen, means = np.array(runs, dtype=np.int64), rises.mean(axis=1)
+    cost, errors, size = measurement.cost.copy(), measurement.standard_error, np.abs(means)
+    known = size >= ROUNDING * rounding
+    better = known
+    if errors is not None:
+        own = rises.std(axis=1, ddof=1) / rises.shape[1] ** 0.5
+        share = np.divide(own, size, out=np.zeros_like(own), where=size > 0)
+        found = np.maximum(own, size * np.square(share).mean() ** 0.5)
+        before = _error(measurement, count)[chosen]
+        better = known & ((found * np.abs(cost[chosen]) < before * size) | (means > cost[chosen]))
+        errors = errors.copy()
+        errors[chosen[better]] = np.hypot(found, _of_outliers(measurement, count)[chosen])[better]
+    cost[chosen[better]] = means[better]
+    ran = np.isin(np.arange(len(cost)), chosen[known])
+    return replace(measurement, cost=cost, standard_error=errors, ran=ran)
