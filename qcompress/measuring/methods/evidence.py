@@ -26,6 +26,11 @@ UNSEEN = "no gradient reaches it, but its weight has an effect"
 FEW = 0.1  # share of the samples that may exceed the tolerance (a unit that switches)
 
 
+def without_gradients(error: Exception) -> str:
+    """Return the reason to evaluate options one by one in a model that ended in an error of its backward pass."""
+    return f"the model does not run with gradients ({str(error).splitlines()[0]})"
+
+
 def half(values: Tensor) -> bool:
     """Whether the dtype is a half-precision one."""
     return torch.finfo(values.dtype).eps > 1e-4

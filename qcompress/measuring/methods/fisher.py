@@ -150,7 +150,7 @@ class Fisher:
                     raise
                 with torch.no_grad():
                     output = forwards.run(self._model, batch, self._forward)  # raises if the model itself is at fault
-                self._try_all(f"the model does not run with gradients ({str(error).splitlines()[0]})")
+                self._try_all(evidence.without_gradients(error))
                 recorder = Recorder()
                 run, elsewhere = self._differentiated(output, batch, recorder, weights, generator, reference)
         finally:

@@ -9,13 +9,14 @@ have kinks: a wrong gradient stays wrong. Discrete choices, such as the experts 
 without the move (`choices`). Layers are moved in groups, each so far that it changes the outputs as much as the others,
 and one by one only where a group does not match. The larger a group, the closer it has to match, so that one wrong
 layer among many shows. Half precision would round such steps away, so a model in half precision is checked while it
-holds the same numbers in float32 (`widened`).
+holds the same numbers in float32 (`widened`). Beside a path without it, rounding is seen by no step that is small
+enough for the gradient to be right, so it is looked for by itself (`rounded`).
 """
 
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from qcompress.errors import NotFiniteError
 from qcompress.measuring.memory import Returning, return_free_memory
 from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.choices import HeldChoices
+from qcompress.measuring.methods.rounded import Smoothed, rounded
 from qcompress.model.modes import differentiable
 from qcompress.model.scores import random_numbers
 
@@ -70,19 +72,40 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
     """
     if any(evidence.half(weight) for weight in weights):
         return []  # steps this small are lost in the rounding
-    suspects = list(range(len(weights)))
+    smoothly, wrong = rounded(run, weights)
+    wrong += _always_wrong(run, run, weights, set(range(len(weights))).difference(wrong), generator)
+    wrong += _always_wrong(run, Smoothed(run), weights, set(smoothly).difference(wrong), generator)
+    return sorted(wrong)
+
+
+def _always_wrong(
+    run: Callable[[], Tensor],
+    moving: Callable[[], Tensor],
+    weights: Sequence[nn.Parameter],
+    suspects: Iterable[int],
+    generator: torch.Generator,
+) -> list[int]:
+    """Return those of some weights whose gradients in ``run`` the outputs of ``moving`` follow in no direction."""
+    wrong = sorted(suspects)
     for attempt in range(ATTEMPTS):
-        together = 1 if attempt else max(-(-len(suspects) // GROUPS), SMALLEST_GROUP)
-        some = [weights[index] for index in suspects]
-        suspects = [suspects[place] for place in _not_followed(run, some, generator, together=together)] if some else []
-    return suspects
+        if not wrong:
+            break
+        together = 1 if attempt else max(-(-len(wrong) // GROUPS), SMALLEST_GROUP)
+        some = [weights[index] for index in wrong]
+        wrong = [wrong[place] for place in _not_followed(run, moving, some, generator, together=together)]
+    return wrong
 
 
 def _not_followed(
-    run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator, *, together: int
+    with_gradients: Callable[[], Tensor],
+    moving: Callable[[], Tensor],
+    weights: Sequence[nn.Parameter],
+    generator: torch.Generator,
+    *,
+    together: int,
 ) -> list[int]:
     """Return the indices of weights that the outputs do not follow in one random direction; see `misleading`."""
-    with_gradients, run = run, HeldChoices(run)
+    run = HeldChoices(moving)
     run()  # without gradients, with which a network may look at other numbers
     moves = _Moves(weights, generator)
     probes = _Probes(torch.randint(2**31, (PROBES,), generator=generator).tolist())

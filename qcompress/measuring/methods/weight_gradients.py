@@ -79,6 +79,8 @@ class WeightGradients:
         """
         alone = self._samples(batch)
         self._check(alone[0])
+        if self._all_tried:
+            return self._without_gradients(batch, len(alone), reference)
         slopes, num_samples = [], 0
         with Gradients(self._model, self._candidates) as gradients:
             for sample in alone:
@@ -97,6 +99,16 @@ class WeightGradients:
         ends = np.cumsum([1 + sloping for sloping in slopes]) - 1
         effects, firsts = columns[:, ends], np.where(slopes, columns[:, ends - 1], 0.0)
         return self._completed(batch, effects, firsts + 0.5 * effects**2, num_samples, names, reference)
+
+    @property
+    def _all_tried(self) -> bool:
+        return all(part.name in self.tried for part in self._candidates.parts)
+
+    @torch.no_grad()
+    def _without_gradients(self, batch: Any, num_columns: int, reference: Tensor | None) -> Effects:
+        num_samples = len(forwards.run(self._model, batch, self._forward))
+        nothing = np.zeros((self._candidates.num_options, num_columns))
+        return self._completed(batch, nothing, nothing.copy(), num_samples, set(), reference)
 
     def _completed(
         self,
@@ -136,9 +148,14 @@ class WeightGradients:
                     generator,
                 )
             except Exception as error:
-                if not wide or forwards.is_out_of_memory(error):
+                if forwards.is_out_of_memory(error) or not (wide or isinstance(error, RuntimeError)):
                     raise
                 wrong = []  # the model's own code asks for half precision, so it cannot be checked in float32
+                if not wide:
+                    with torch.no_grad():
+                        forwards.run(self._model, sample, self._forward)  # raises if the model itself is at fault
+                    reason = evidence.without_gradients(error)
+                    self.tried |= {part.name: reason for part in self._candidates.parts}
         return_free_memory()
         for index in wrong:
             self.tried |= {self._candidates.parts[part].name: evidence.MISLED for part in layers[index].parts}

@@ -75,7 +75,7 @@ class TogetherGradients(WeightGradients):
         alone = self._samples(batch)
         self._check(alone[0])
         if self.together is None:
-            wanted = self.apart is not False and reference is None and self._saves_time()
+            wanted = not self._all_tried and self.apart is not False and reference is None and self._saves_time()
             self.together = self._how_many(alone[0], generator) if wanted else 0
         if not self.together or self.apart is False or reference is not None:
             return super().batch_effects(batch, generator, reference)

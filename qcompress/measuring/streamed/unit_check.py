@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import ModelError
 from qcompress.measuring.memory import return_free_memory
+from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.gradient_check import misleading, widened
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
@@ -48,15 +49,16 @@ def misled(sweep: BlockSweep, parts: Sequence[Part], block: int, output: Output)
         try:
             wrong = misleading(lambda: output(entering), moved, torch.Generator().manual_seed(0))
         except RuntimeError as error:
-            if not wide or forwards.is_out_of_memory(error):
+            if forwards.is_out_of_memory(error):
                 raise
+            if not wide:
+                raise ModelError(f"{evidence.without_gradients(error)}: load the model into memory") from error
             wrong = []  # the block's own code asks for half precision, so it cannot be checked in float32
     return_free_memory()
     if len(weights) in wrong:
         place = repr(sweep.opened.blocks[block]) if inside else "what follows the blocks"
         raise ModelError(
-            f"the outputs of {place} do not follow the gradient of its inputs (a path is detached, or rounded behind a "
-            "straight-through estimator), so nothing before it can be measured block by block: load the model into "
-            "memory"
+            f"the outputs of {place} do not follow the gradient of its inputs (a path is detached or rounded), so "
+            "nothing before it can be measured block by block: load the model into memory"
         )
     return set().union(*(names[weights[index]] for index in wrong))

@@ -1,0 +1,162 @@
+"""What a network rounds is found by its operations, also beside a path that is not rounded."""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import qcompress
+from qcompress.errors import ModelError
+from qcompress.measuring.methods.gradient_check import misleading
+from qcompress.measuring.methods.rounded import rounded
+from tests.models import seeded
+
+GRID = torch.linspace(-2, 2, 65)
+OPTIONS = qcompress.prune_quantize(bits=(3, 5), sparsity=(0,))
+
+
+def by_largest(y: Tensor) -> Tensor:
+    scale = float(y.detach().abs().max()) / 127
+    return torch.clamp(torch.round(y / scale), -127, 127) * scale
+
+
+def in_place_of_a_view(y: Tensor) -> Tensor:
+    y[:, :4].mul_(16).round_()
+    return y
+
+
+def in_a_new_tensor(y: Tensor) -> Tensor:
+    new = torch.zeros(len(y), 3)
+    new[:, 0] = y[:, 0]
+    return new.trunc()
+
+
+ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
+    "round": lambda y: torch.round(16 * y) / 16,
+    "straight-through": lambda y: y + (torch.round(16 * y) / 16 - y).detach(),
+    "detached": lambda y: torch.floor(16 * y.detach()) / 16,
+    "int": lambda y: (16 * y).int() / 16,
+    "long": lambda y: (16 * y).long().float(),
+    "int8": lambda y: (16 * y).to(torch.int8).float(),
+    "float8": lambda y: y.to(torch.float8_e4m3fn).float(),
+    "remainder": lambda y: y - torch.fmod(y, 0.06),
+    "floor division": lambda y: y.detach() // 0.06,
+    "rounding mode": lambda y: torch.div(y, 0.06, rounding_mode="trunc"),
+    "copied into whole numbers": lambda y: torch.empty(y.shape, dtype=torch.int32).copy_(16 * y).float(),
+    "codebook": lambda y: GRID[torch.bucketize(y, GRID).clamp(max=64)],
+    "fake quantization": lambda y: torch.fake_quantize_per_tensor_affine(y, 0.06, 0, -64, 64),
+    "scale of the largest": by_largest,
+    "view in place": in_place_of_a_view,
+    "new tensor": in_a_new_tensor,
+}
+
+SMOOTH_OR_CHOSEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "smooth": torch.tanh,
+    "comparison": lambda y: y * (y > 0).int(),
+    "largest": lambda y: y.topk(2).values + y.argmax(-1, keepdim=True),
+    "number of choices": lambda y: torch.histc(y.topk(2).indices.float(), 16).to(torch.int32) + y[:, :16],
+    "half precision": lambda y: y.bfloat16().float(),
+    "positions": lambda y: y + (torch.arange(y.shape[-1]) * 0.3).round(),
+}
+
+
+@pytest.mark.parametrize("rounding", ROUNDING.values(), ids=ROUNDING)
+def test_only_weights_whose_effect_is_rounded_are_found(rounding: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    first, other, last, x = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 4), torch.randn(2, 8)
+
+    def run() -> Tensor:
+        y = rounding(first(x))
+        return last(0.1 * first(x) + torch.nn.functional.pad(y, (0, 16 - y.shape[1])) + other(x))
+
+    to_floating_point, to_whole = rounded(run, [other.weight, first.weight, last.weight])
+    assert to_floating_point + to_whole == [1]
+    weights = [other.weight, first.weight, last.weight]
+    assert misleading(run, weights, torch.Generator().manual_seed(0)) == [1]
+
+
+@pytest.mark.parametrize("step", SMOOTH_OR_CHOSEN.values(), ids=SMOOTH_OR_CHOSEN)
+def test_choices_positions_and_half_precision_are_not_rounded(step: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    first, x = nn.Linear(8, 16), torch.randn(2, 8)
+    assert rounded(lambda: step(first(x)), [first.weight]) == ([], [])
+
+
+def test_rounding_that_hardly_matters_accuses_no_one() -> None:
+    torch.manual_seed(0)
+    first, x = nn.Linear(8, 16), torch.randn(2, 8)
+    for share, wrong in ((0.01, []), (1.0, [0])):
+        run = partial(lambda share: first(x) + share * torch.round(4 * first(x)), share)
+        assert misleading(run, [first.weight], torch.Generator().manual_seed(0)) == wrong
+
+
+class Block(nn.Module):
+    """A residual block whose output is rounded beside a part of its input that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.3 * x + torch.round(8 * self.outer(torch.relu(self.inner(x))) + 8 * x) / 8
+
+
+class FixedPoint(nn.Module):
+    """Three such blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Linear(8, 16), nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def inputs() -> list[Tensor]:
+    return [torch.randn(16, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+
+
+def test_what_is_rounded_beside_a_path_that_is_not_is_tried_or_refused() -> None:
+    network = seeded(FixedPoint).eval()
+    sampled = qcompress.measure(network, inputs(), OPTIONS, method="sampled")
+    direct = qcompress.measure(network, inputs(), OPTIONS, method="direct")
+    assert set(sampled.tried) == {part.name for part in direct.parts} - {"head"}
+    np.testing.assert_allclose(sampled.cost[:-3], direct.cost[:-3], rtol=1e-4)
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(network.state_dict(), f"{folder}/model.safetensors")
+        with pytest.raises(ModelError, match=r"outputs of 'blocks\.2' do not follow .* detached or rounded"):
+            qcompress.measure(qcompress.open_model(folder, model=FixedPoint), inputs(), OPTIONS, method="sampled")
+
+
+class Stepping(nn.Module):
+    """Its backward pass is not implemented."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList([nn.Linear(8, 8)]), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+            x = x * torch.heaviside(x, torch.tensor(0.5))
+        return self.head(x)
+
+
+def test_a_model_that_does_not_run_with_gradients_is_tried_option_by_option() -> None:
+    network = seeded(Stepping).eval()
+    sampled = qcompress.measure(network, inputs(), OPTIONS, method="sampled")
+    direct = qcompress.measure(network, inputs(), OPTIONS, method="direct")
+    assert set(sampled.tried) == {part.name for part in direct.parts}
+    assert all("does not run with gradients (derivative for" in reason for reason in sampled.tried.values())
+    np.testing.assert_allclose(sampled.cost, direct.cost, rtol=1e-4)
+    several = qcompress.measure(network, inputs(), OPTIONS, method="sampled", jobs=2)
+    np.testing.assert_allclose(several.cost, direct.cost, rtol=1e-4)
