@@ -8,7 +8,7 @@ only run the harshest options, the second the mildest, so options are ordered by
 likely choices are those of `likely_choices`, and every part at its smallest. No error counts as smaller than that
 of normally distributed effects, since an estimate that is too small by chance has too small an error as well.
 
-All runs take at most the work of `PASSES` forward passes over the samples, about that of one pass forward and backward.
+All runs take at most the work of `PASSES` forward passes over the samples; one forward and backward is that of three.
 Each takes an eighth of the samples, the same for all and evenly spread, but at least `LEAST_SAMPLES`.
 
 What was run is not averaged with the estimate, whose weight would be largest where it is too small by chance. It
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from qcompress.measurement import Measurement
 from qcompress.measuring.effects import likely_choices
 
-PASSES = 3
+PASSES = 2
 """Forward passes over all samples that the runs may take together."""
 
 LEAST_SAMPLES, SHARE = 4, 8

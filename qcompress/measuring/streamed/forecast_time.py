@@ -13,7 +13,7 @@ from qcompress.model import layers
 from qcompress.model.steady import steady
 from qcompress.transforms.base import Target, Weight
 
-PASSES = 6.5  # forward passes of a block: one, one again, about three for the backward pass, 1.5 for single options
+PASSES = 6.0  # forward passes of a block: one, one again, about three for the backward pass, one for single options
 ROWS = 64  # rows of each layer's weight that are encoded for the forecast
 
 
