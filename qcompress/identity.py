@@ -1,12 +1,14 @@
 """Digests of values: equal across processes for equal values, with a list of everything that could not be inspected.
 
 An interrupted run resumes only if nothing that it depends on has changed. Numbers, tensors, containers, models,
-functions (their code, defaults, closure and the functions they call) and plain objects are inspected. Everything from
-Python's standard library or an installed package is identified by its name, including the private attributes that it
-keeps in modules. What cannot be inspected (a lock, an open file, compiled code) is listed in `Identity.unchecked`, so
-that the caller can warn. So are several objects of one class in a set, which has no order that is the same in every
-process, and attributes and globals that a model's own code writes in a forward pass, unless they are empty: counters
-and stored activations must not count, but a state that the output depends on looks the same.
+functions (their code, defaults, closure and the functions they call), modules of the user and plain objects are
+inspected; classes count besides contents, so a list is not a tuple. Everything from Python's standard library or an
+installed package is identified by its name, including the private attributes that it keeps in modules. What cannot be
+inspected (a lock, an open file, compiled code, what is looked up with ``globals``, ``eval`` or ``import_module``) is
+listed in `Identity.unchecked`, so that the caller can warn. So are several objects of one class in a set, which has no
+order that is the same in every process, and attributes and globals that a model's own code writes in a forward pass,
+unless they are empty: counters and stored activations must not count, but a state that the output depends on looks the
+same. What an object hides from `pickle` and what was registered within a library are not seen.
 """
 
 from collections.abc import Iterable

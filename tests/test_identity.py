@@ -82,11 +82,6 @@ def test_the_order_of_patterns_counts(order: list[str]) -> None:
     assert (digest(offered.to_json()) == digest(Offered.of(options).to_json())) == (order == list(options))
 
 
-def test_a_number_of_numpy_is_the_number() -> None:
-    assert digest(np.float64(0.1)) == digest(0.1)
-    assert digest(np.int32(3)) == digest(3)
-
-
 def scaled(factor: float, shift: float = 0.0) -> Callable[[Tensor], Tensor]:
     return lambda x: factor * x + shift
 

@@ -6,12 +6,15 @@ A name stands for every attribute of this name, whatever object it belongs to: t
 import dis
 import functools
 import inspect
+import itertools
 import types
 from collections import deque
 from collections.abc import Iterator, Sequence
 
 _LOADING = ("LOAD_ATTR", "LOAD_METHOD")
 _LOADING_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+_LOADING_VARIABLES = (*_LOADING_GLOBALS, "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
+_LOOKING_UP = {"globals", "eval", "exec", "__import__"}
 _ASSIGNING = ("STORE_ATTR", "DELETE_ATTR")
 _ASSIGNING_ITEMS = ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
 _INDEXING = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT", "BINARY_SUBSCR", "BINARY_OP")
@@ -37,6 +40,35 @@ def globals_in(code: types.CodeType) -> set[str]:
     (['print'], ['out', 'print'])
     """
     return _named(code, _LOADING_GLOBALS)
+
+
+def passed_on(code: types.CodeType) -> set[str]:
+    """Return the names of globals and of a closure's variables that code does not only take attributes of.
+
+    >>> def run(nets, name):
+    ...     return print.out, getattr(nets, name), getattr(len, name)
+    >>> sorted(passed_on(run.__code__))
+    ['getattr', 'len']
+    """
+    return {
+        first.argval
+        for each in _with_inner(code)
+        for first, second in _pairs(each)
+        if first.opname in _LOADING_VARIABLES and second.opname not in (*_LOADING, *_ASSIGNING)
+    }
+
+
+def looked_up_by(code: types.CodeType) -> set[str]:
+    """Return what code calls or reads to find values or modules by a name that only its run shows.
+
+    >>> def run(name):
+    ...     return globals()[name], sys.modules[name], importlib.import_module(name), self.modules()
+    >>> sorted(looked_up_by(run.__code__))
+    ['globals', 'import_module', 'sys.modules']
+    """
+    pairs = [pair for each in _with_inner(code) for pair in _pairs(each)]
+    modules = {"sys.modules" for first, second in pairs if (first.argval, second.argval) == ("sys", "modules")}
+    return modules | (globals_in(code) & _LOOKING_UP) | (names_in(code) & {"import_module"})
 
 
 def assigned_by(code: types.CodeType) -> set[str]:
@@ -85,15 +117,17 @@ def cached_in(kind: type) -> set[str]:
 def functions_in(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
     """Yield name and function of the methods and properties in the body of a class, without decorators around them."""
     for name, item in vars(kind).items():
+        held = [item]
         if isinstance(item, (staticmethod, classmethod)):
-            item = item.__func__
+            held = [item.__func__]
         elif isinstance(item, property):
-            item = item.fget
+            held = [item.fget, item.fset]
         elif isinstance(item, functools.cached_property):
-            item = item.func
-        function = inspect.unwrap(item) if isinstance(item, types.FunctionType) else None
-        if isinstance(function, types.FunctionType):
-            yield name, function
+            held = [item.func]
+        for each in held:
+            function = inspect.unwrap(each) if isinstance(each, types.FunctionType) else None
+            if isinstance(function, types.FunctionType):
+                yield name, function
 
 
 def rebound_by(code: types.CodeType) -> set[str]:
@@ -153,6 +187,10 @@ def _named(code: types.CodeType, operations: Sequence[str]) -> set[str]:
 def _instructions(code: types.CodeType) -> list[dis.Instruction]:
     """The instructions without those that only lengthen the argument of the next one."""
     return [instruction for instruction in dis.get_instructions(code) if instruction.opname != "EXTENDED_ARG"]
+
+
+def _pairs(code: types.CodeType) -> Iterator[tuple[dis.Instruction, dis.Instruction]]:
+    return itertools.pairwise(_instructions(code))
 
 
 def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:

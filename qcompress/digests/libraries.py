@@ -1,4 +1,4 @@
-"""Which modules belong to Python or to an installed package.
+"""Which modules, classes and functions belong to Python or to an installed package.
 
 They lie in one of its folders, or an installation elsewhere (``pip install --target``) recorded their package as its
 own. All other modules may change unnoticed and are the user's own, also those without a file that are made by hand.
@@ -16,14 +16,20 @@ import types
 from pathlib import Path
 from typing import Any
 
+from qcompress.digests.bytecode import functions_in
+
 _PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
 _BY_NAME = ("qcompress", "solvers", "formulations", "torch", "numpy")
+_MADE_BY_A_STATEMENT = 1 << 9
+"""Flag of classes that are made when a program runs (``Py_TPFLAGS_HEAPTYPE``)."""
 
 
 def _folders() -> tuple[str, ...]:
     schemes = itertools.product(_PATHS, sysconfig.get_scheme_names())
     found = [sysconfig.get_path(name, scheme) for name, scheme in schemes]
     found += [*site.getsitepackages(), site.getusersitepackages()]
+    packages = filter(None, map(importlib.util.find_spec, _BY_NAME))
+    found += [place for package in packages for place in package.submodule_search_locations or ()]
     return tuple({str(Path(folder).resolve()) + os.sep: None for folder in found})
 
 
@@ -31,9 +37,36 @@ _FOLDERS = _folders()
 
 
 def is_library(value: Any) -> bool:
-    """Whether a class or function belongs to Python or an installed package rather than to the user."""
+    """Whether a class or function belongs to Python or an installed package rather than to the user.
+
+    A function belongs to the place of its code, as `functools.wraps` gives it another one's module. A class belongs to
+    its module if it is found there, otherwise to the place of its functions.
+    """
+    if isinstance(value, types.FunctionType):
+        return _is_library_code(value.__code__.co_filename, value.__globals__)
     name = getattr(value, "__module__", None) or "builtins"
-    return name.partition(".")[0] in _BY_NAME or (name in sys.modules and is_library_module(sys.modules[name], name))
+    module = sys.modules.get(name)
+    if not (name.partition(".")[0] in _BY_NAME or (module is not None and is_library_module(module, name))):
+        return False
+    if not isinstance(value, type) or not value.__flags__ & _MADE_BY_A_STATEMENT or _is_in(module, value):
+        return True
+    functions = [function for _, function in functions_in(value)]
+    return all(map(is_library, functions)) and (bool(functions) or name != "builtins")
+
+
+def _is_library_code(file: str, namespace: dict[str, Any]) -> bool:
+    if not file.startswith("<"):
+        return _is_within(file)
+    name = namespace.get("__name__")  # code made from a text, such as the methods of dataclasses
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    return module is not None and vars(module) is namespace and is_library_module(module, module.__name__)
+
+
+def _is_in(module: Any, kind: type) -> bool:
+    found = module
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, "__dict__", {}).get(name)
+    return found is kind
 
 
 def is_library_module(module: Any, name: str) -> bool:

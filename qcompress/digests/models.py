@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qcompress.digests import ownership
 from qcompress.digests.code import CodeWords
@@ -45,9 +45,32 @@ class ModelWords(CodeWords):
             self._put("submodule", path)
             yield type(module), name
             yield from self._of_attributes(type(module), vars(module), f"{name}.{path}" if path else name)
-            yield from self._of_items("hooks", ownership.hooks_of(module), name)
+            self._put("not saved", sorted(module._non_persistent_buffers_set))
+            yield from self._of_hooks(module, name)
+            for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is not None:
+                    yield from self._of_attached(tensor, f"{name}.{path}.{key}" if path else f"{name}.{key}")
             if isinstance(module, torch.fx.GraphModule):
                 self._put("graph", module.code)
+
+    def _of_hooks(self, module: nn.Module, name: str) -> Parts:
+        hooks = ownership.hooks_of(module)
+        full = bool(module._backward_hooks) and module._is_full_backward_hook
+        self._put("hooks", full, [kind for kind, _ in hooks])
+        for _, hook in hooks:
+            yield hook, name
+
+    def _of_attached(self, value: Any, name: str) -> Parts:
+        """Yield what a tensor or an array has besides its values: class, attributes, hooks and mask."""
+        hooks = ownership.hooks_on(value) if isinstance(value, Tensor) else []
+        if hooks or is_own(type(value)) or (isinstance(value, Tensor) and ownership.attached_to(value)):
+            if self._is_new(value):  # as it may hold itself
+                yield from self._of_kind(value, name)
+                yield from self._of_items("hooks", hooks, name)
+        else:
+            self._put("kind", type(value).__module__, type(value).__qualname__)
+        if isinstance(value, np.ma.MaskedArray):
+            yield from self._of_items("masked", (np.ma.getmaskarray(value), value.fill_value), name)
 
     def _of_attributes(self, kind: type, attributes: Mapping[str, Any], name: str) -> Parts:
         """Yield the attributes of a module or of settings; of those that libraries assign, what they do not cache."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qcompress.digests.bytecode import (
     assigned_by,
@@ -29,21 +29,66 @@ from qcompress.digests.bytecode import (
 )
 from qcompress.digests.libraries import is_library
 
-_OF_LIBRARIES = ("_qcompress", "_hf_", "_is_hf_", "_output_capturing_", "_torchdynamo_")
-"""How private attributes begin that libraries set in modules of others."""
+OF_LIBRARIES = (
+    "_qcompress", "_is_hf_", "_output_capturing_", "_torchdynamo_", "_dynamo_",
+    "_hf_hook", "_hf_peft_config_loaded", "_hf_quantized_needs_local_tp",
+)  # fmt: skip
+"""How private attributes begin that libraries set in modules and parameters of others."""
+_HOOKS = {
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+    "_backward_hooks": (),
+    "_backward_pre_hooks": (),
+}
+"""Where a module keeps its hooks, and the numbers of those that were registered with a flag."""
 _CAPTURING = "transformers.utils.output_capturing"
 _COMPILED = ("torch._dynamo.eval_frame", "OptimizedModule")
 """Module and name of the class that `torch.compile` returns."""
+_PLAIN = (
+    bool, int, float, complex, str, bytes, Enum, PurePath, range, np.generic, torch.dtype, torch.device,
+    type(None), type(...),
+)  # fmt: skip
 _CACHED = type(functools.cache(len))
 _MODULE = frozenset(vars(nn.Module()))
 _OTHERWISE = (nn.Module, Mapping, Sequence, Set)
 """What is looked into in another way than by its attributes."""
 
 
-def hooks_of(module: nn.Module) -> list[Any]:
-    """Return what runs before and after a module, without what transformers registers in passes to store outputs."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return [hook for hook in hooks if not (type(hook) is types.FunctionType and hook.__module__ == _CAPTURING)]
+def hooks_of(module: nn.Module) -> list[tuple[tuple[Any, ...], Any]]:
+    """Return what runs before and after a module's passes, each hook with its kind and flags.
+
+    Left out is what transformers registers in passes to store outputs.
+    """
+    return [
+        ((kind, *(number in getattr(module, flag) for flag in flags)), hook)
+        for kind, flags in _HOOKS.items()
+        for number, hook in getattr(module, kind).items()
+        if not (type(hook) is types.FunctionType and hook.__module__ == _CAPTURING)
+    ]
+
+
+def hooks_on(tensor: Tensor) -> list[Any]:
+    """Return what runs in backward passes through a tensor."""
+    return [
+        hook for each in (tensor._backward_hooks, tensor._post_accumulate_grad_hooks) for hook in (each or {}).values()
+    ]
+
+
+def attached_to(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, in its dictionary or in slots that a user's class declares.
+
+    Left out is what libraries set in tensors.
+    """
+    others = OF_LIBRARIES if isinstance(value, Tensor) else ()
+    slots = [
+        key
+        for base in type(value).__mro__
+        if not is_library(base)
+        for key, item in vars(base).items()
+        if isinstance(item, types.MemberDescriptorType)
+    ]
+    found = {**{key: getattr(value, key, None) for key in slots}, **getattr(value, "__dict__", {})}
+    return {key: item for key, item in found.items() if not key.startswith(others)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,7 +121,9 @@ def written_in_passes(modules: Iterable[nn.Module]) -> Writes:
     by their names.
     """
     listed = list(modules)
-    waiting: list[Any] = [run for module in listed for run in (*hooks_of(module), vars(module).get("forward"))]
+    waiting: list[Any] = [
+        run for module in listed for run in (*(hook for _, hook in hooks_of(module)), vars(module).get("forward"))
+    ]
     held = [*listed, *(item for module in listed for item in vars(module).values()), *map(_receiver, waiting)]
     bases = {base for kind in set(map(type, held)) for base in kind.__mro__ if not is_library(base)}
     methods: dict[str, list[types.FunctionType]] = {}
@@ -129,16 +176,16 @@ def _assigned_in(classes: tuple[type, ...]) -> frozenset[str]:
 
 def is_of_library(key: str, kind: type) -> bool:
     """Whether an attribute of an object of a class is one that PyTorch or another library keeps there for itself."""
-    module, made = issubclass(kind, nn.Module), assigned_by_libraries(kind)
+    module = issubclass(kind, nn.Module)
     if (kind.__module__, kind.__name__) == _COMPILED:  # what is set there goes to the module inside
         return True
     if not key.startswith("_"):
-        return module and (key == "training" or (key == "name_or_path" and key in made))
+        return module and (key == "training" or (key == "name_or_path" and key in assigned_by_libraries(kind)))
     if module and (hasattr(nn.Module, key) or key in _MODULE):
         return True
     if key in _assigned_in(tuple(base for base in kind.__mro__ if not is_library(base))):
         return False
-    return key in made or (module and key.startswith(_OF_LIBRARIES))
+    return key in assigned_by_libraries(kind) or (module and key.startswith(OF_LIBRARIES))
 
 
 def is_own(kind: type) -> bool:
@@ -164,9 +211,8 @@ def is_settings(value: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is known by its text."""
-    plain = (bool, int, float, complex, str, bytes, Enum, PurePath, range, np.generic)
-    return value is None or value is ... or isinstance(value, (*plain, torch.dtype, torch.device))
+    """Whether a value is known by its text, and by its class if that is the user's own."""
+    return isinstance(value, _PLAIN)
 
 
 def is_simple(value: Any) -> bool:

@@ -5,7 +5,9 @@ import functools
 import inspect
 import types
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qcompress.digests.models import ModelWords
-from qcompress.digests.ownership import is_plain, is_settings
+from qcompress.digests.ownership import is_own, is_plain, is_settings
 from qcompress.digests.words import Parts, plain_words
 
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -33,7 +35,7 @@ class Digest(ModelWords):
             found = next(waiting[-1], None)
             if found is None:
                 waiting.pop()
-            elif is_plain(found[0]):
+            elif is_plain(found[0]) and not is_own(type(found[0])):
                 self._put(plain_words(found[0]))
             else:
                 waiting.append(self._parts(*found))
@@ -41,29 +43,31 @@ class Digest(ModelWords):
     def _parts(self, value: Any, name: str) -> Parts:
         if isinstance(value, (np.ndarray, Tensor)):
             yield from self._of_array(value, name)
+            yield from self._of_attached(value, name)
         elif self._is_new(value):
             yield from self._of_compound(value, name)
         else:
             self._put("seen", self._seen[id(value)][0])
 
     def _of_compound(self, value: Any, name: str) -> Parts:
-        if isinstance(value, Mapping):
+        if is_plain(value):
+            return self._of_own_plain(value, name)
+        if isinstance(value, dict) or (isinstance(value, Mapping) and not is_own(type(value))):
             return self._of_mapping(value, name)
         if isinstance(value, (list, tuple)):
-            return self._of_items("sequence", value, name)
+            return self._of_sequence(value, name)
         if isinstance(value, (set, frozenset)):
             return self._of_set(value, name)
         if isinstance(value, weakref.ref):
             return self._of_items("reference", [value()], name)
         if isinstance(value, types.ModuleType):
-            return self._of_items("module", [value.__name__], name)
+            return self._of_held_module(value, name)
         if isinstance(value, type):
             return self._of_class(value, name)
         if isinstance(value, types.FunctionType):
             return self._of_function(value, name)
         if isinstance(value, types.CodeType):
-            self._put("code", value.co_code, value.co_names, value.co_varnames)
-            return self._of_items("constants", value.co_consts, name)
+            return self._of_code(value, name)
         if isinstance(value, types.MethodType):
             return self._of_items("method", (value.__func__, value.__self__), name)
         if isinstance(value, nn.Module):
@@ -75,18 +79,37 @@ class Digest(ModelWords):
         return self._of_object(value, name)
 
     def _of_mapping(self, value: Mapping[Any, Any], name: str) -> Parts:
-        self._put("mapping", len(value))
-        for key, item in value.items():  # in its order, which a forward pass may follow
+        yield from self._of_kind(value, name)
+        if isinstance(value, defaultdict):
+            yield value.default_factory, name
+        items = list(dict.items(value) if isinstance(value, dict) else value.items())
+        self._put("mapping", len(items))
+        for key, item in items:  # in its order, which a forward pass may follow
             yield key, name
             yield item, f"{name}.{key}"
 
-    def _of_set(self, value: Iterable[Any], name: str) -> Parts:
+    def _of_sequence(self, value: Any, name: str) -> Parts:
+        yield from self._of_kind(value, name)
+        base = list if isinstance(value, list) else tuple
+        yield from self._of_items("sequence", base.__iter__(value), name)
+
+    def _of_own_plain(self, value: Any, name: str) -> Parts:
+        """Yield what a plain value of a user's own class holds; members of enumerations have an inner value."""
+        self._put(plain_words(value))
+        if isinstance(value, Enum):
+            yield type(value), name
+            yield value.value, name
+        else:
+            yield from self._of_kind(value, name)
+
+    def _of_set(self, value: Any, name: str) -> Parts:
         """Yield the items in the order of their labels; those that have one label cannot be told apart, and are named.
 
         Their own order differs between processes.
         """
+        yield from self._of_kind(value, name)
         labelled: dict[str, list[Any]] = {}
-        for item in value:
+        for item in (set if isinstance(value, set) else frozenset).__iter__(value):
             labelled.setdefault(self._label(item), []).append(item)
         self._put("set", sorted((label, len(items)) for label, items in labelled.items()))
         for _, (first, *others) in sorted(labelled.items()):
@@ -113,6 +136,10 @@ class Digest(ModelWords):
         """Yield the state that `copy` and `pickle` would store of any other object."""
         if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
             self._put("builtin", value.__module__, value.__qualname__)
+            return
+        if isinstance(value, np.ufunc) and all(kinds.startswith("O") for kinds in value.types):  # of any function
+            self._put("unchecked", value.__name__)
+            self._cannot_check(value, name)
             return
         if (wrapped := inspect.getattr_static(value, "__wrapped__", None)) is not None:
             yield wrapped, name

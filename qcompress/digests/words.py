@@ -70,13 +70,14 @@ class HashedWords:
     def _of_array(self, value: Any, name: str) -> Parts:
         if isinstance(value, Tensor) and self._is_held(value):
             order, _ = self._held[value.untyped_storage()._cdata]
-            self._put("held", order, str(value.dtype), tuple(value.shape), value.stride(), value.storage_offset())
+            place = (tuple(value.shape), value.stride(), value.storage_offset())
+            self._put("held", order, str(value.dtype), *place, value.is_conj(), value.is_neg())
         elif isinstance(value, Tensor):
             yield from self._of_tensor(value, name)
         elif value.dtype.hasobject:
             yield from self._of_items("objects", [value.shape, *value.ravel().tolist()], name)
         else:
-            self._put("array", str(value.dtype), value.shape)
+            self._put("numpy array", str(value.dtype), value.shape)
             self._sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
     def _of_tensor(self, value: Tensor, name: str) -> Parts:
@@ -95,12 +96,14 @@ class HashedWords:
 
 
 def plain_words(value: Any) -> tuple[str, str]:
-    """Return type and text of a plain value; numpy scalars count as Python numbers."""
+    """Return type and text of a plain value, whatever text a user's own class gives."""
+    kind = type(value)
     if isinstance(value, np.generic):
-        value = value.item()
+        return kind.__name__, repr(value.item())
     if isinstance(value, Enum):
-        return type(value).__qualname__, value.name
-    return type(value).__name__, repr(value)
+        return kind.__qualname__, str(value.name)
+    base: Any = next((base for base in (int, float, complex, str, bytes) if isinstance(value, base)), kind)
+    return kind.__name__, repr(value) if kind is bool else base.__repr__(value)
 
 
 def _memory_of(tensor: Tensor) -> Any:
