@@ -75,7 +75,7 @@ class Subject:
         model: the model.
         loss: loss to measure.
         forward: how to run a batch.
-        data: calibration, one batch.
+        data: calibration batches to measure on; layers are fitted to all of them as one batch.
         validation: batches kept aside.
         timed: batch to time.
         worth: function that returns the figures on test data.
@@ -91,6 +91,11 @@ class Subject:
     timed: Any
     worth: Callable[[nn.Module], dict[str, float]]
     columns: dict[str, str]
+
+    @property
+    def together(self) -> list[Any]:
+        """The calibration data as one batch, which fits every layer in one run."""
+        return self.data if len(self.data) == 1 else [torch.cat(self.data)]
 
 
 def minilm(arguments: argparse.Namespace) -> Subject:
@@ -128,16 +133,14 @@ def language_model(arguments: argparse.Namespace) -> Subject:
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     ids = torch.tensor(AutoTokenizer.from_pretrained(arguments.model)(arguments.text.read_text())["input_ids"])
     whole = ids[: len(ids) // arguments.length * arguments.length].view(-1, arguments.length)
-    count = arguments.samples or 4
+    count = arguments.samples or 16
     drawn = whole[np.random.default_rng(0).permutation(len(whole))]
-    judges = list(drawn[: 8 * count].split(1))
-    forward = logits
-    reference = [forward(model, window).log_softmax(-1) for window in judges]
+    judges, data, validation = (drawn[first * count : last * count] for first, last in ((0, 2), (2, 3), (3, 4)))
 
     def worth(smaller: nn.Module) -> dict[str, float]:
         likelihood = divergence = 0.0
-        for window, log_p in zip(judges, reference, strict=True):
-            log_q = forward(smaller, window).log_softmax(-1)
+        for window in judges.split(1):
+            log_p, log_q = (logits(network, window).log_softmax(-1) for network in (model, smaller))
             likelihood += float(log_q[:, :-1].gather(-1, window[:, 1:, None]).mean()) / len(judges)
             divergence += float((log_p.exp() * (log_p - log_q)).sum(-1).mean()) / len(judges)
         return {"perplexity": math.exp(-likelihood), "kl": divergence}
@@ -146,9 +149,9 @@ def language_model(arguments: argparse.Namespace) -> Subject:
         name=arguments.model.name,
         model=model,
         loss="kl",
-        forward=forward,
-        data=[drawn[8 * count : 9 * count]],
-        validation=[drawn[9 * count : 10 * count]],
+        forward=logits,
+        data=list(data.split(1)),
+        validation=list(validation.split(1)),
         timed=drawn[:1],
         worth=torch.no_grad()(worth),
         columns={
@@ -187,9 +190,10 @@ class Study:
             begun = time.process_time()
             measurement = qcompress.measure(
                 subject.model, subject.data, options, loss=subject.loss, forward=subject.forward, method="fisher",
-                cache=file.with_suffix(".part"),
+                cache=file.with_suffix(".part"), time_limit=self.arguments.measure_for,
             )  # fmt: skip
             print(f"measured in {time.process_time() - begun:.0f} s of processor time", flush=True)
+            print("\n".join(measurement.notes), flush=True)
             qcompress.time_options(
                 subject.model, measurement, subject.timed, forward=subject.forward, repeats=TURNS
             ).save(file)
@@ -246,7 +250,7 @@ class Study:
         plain = [replace(own, reconstructed=False) if isinstance(own, RemoveChannels) else own for own in transforms]
         cut = own_copy(subject.model)
         cut_chosen_(cut, measurement, plain)
-        fitted = fitted_in_turn(subject.model, measurement, transforms, subject.data, forward=subject.forward)
+        fitted = fitted_in_turn(subject.model, measurement, transforms, subject.together, forward=subject.forward)
         return {**described(measurement, transforms), **self.figures(cut, fitted)}
 
     def ours(self, share: float, *, whole: bool) -> dict[str, Any]:
@@ -298,7 +302,7 @@ class Study:
             cut.set_submodule(path, Passing())
         fitted = own_copy(cut)
         attach(fitted, Compression(parts=(), bypasses=tuple(Bypass(path=path) for path in gone)))
-        qcompress.fit_in_turn_(fitted, subject.model, subject.data, subject.forward)
+        qcompress.fit_in_turn_(fitted, subject.model, subject.together, subject.forward)
         return {"left_out": ", ".join(path.rpartition(".")[2] for path in gone), **self.figures(cut, fitted)}
 
     def with_bits(self, choice: str, share: float, size: float) -> dict[str, Any]:
@@ -419,8 +423,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--drop", type=int, nargs="*", default=(), help="numbers of blocks to drop")
     parser.add_argument("--bytes", type=float, nargs="*", default=(), help="shares of the bytes, with codes")
     parser.add_argument("--bits", type=int, nargs="+", default=(4, 5, 6, 8))
-    parser.add_argument("--samples", type=int, help="sentences (64) or windows (4) to calibrate on")
-    parser.add_argument("--length", type=int, default=128, help="tokens of each window")
+    parser.add_argument("--samples", type=int, help="sentences (64) or windows (16) to calibrate on")
+    parser.add_argument("--length", type=int, default=256, help="tokens of each window")
+    parser.add_argument(
+        "--measure-for", type=float, help="seconds after which no further batch is measured; all count for the fits"
+    )
     parser.add_argument("--time-limit", type=float, default=20, help="seconds for each solve")
     return parser.parse_args()
 
