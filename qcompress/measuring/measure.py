@@ -93,8 +93,8 @@ def measure(
             every option, one partial forward pass per option and batch; in half precision a small increase is lost in
             the rounding of the outputs. ``"sampled"``: one backward pass per sample for all options, from weight
             gradients; for language models and other outputs of many numbers. Its costs are estimates, with a
-            standard error; the options whose errors matter most are also run alone on some of the samples, for about
-            as much work as one pass forward and backward over all (`Measurement.ran`).
+            standard error; the options whose errors matter most are also run alone on some of the samples, for at
+            most the work of two forward passes over all (`Measurement.ran`).
         loss: ``"kl"`` to the original's softmax (nats per sample; ``"kl:1"`` with the classes in dimension 1),
             ``"mse"`` of outputs, or a callable ``(output, batch) -> (samples,)``.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
