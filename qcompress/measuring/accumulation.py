@@ -25,6 +25,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
 from qcompress.model.passes import number_of
 from qcompress.model.steady import steady
+from qcompress.transforms.own_code import code_of
 
 SAVE_EVERY_S = 2.0
 
@@ -69,7 +70,8 @@ def accumulate(
         ModelError: the loss of an option is not finite; the message names the option.
     """
     transforms = [[transform.to_json() for transform in options] for options in candidates.transforms]
-    key = hashlib.sha256(json.dumps([*settings, transforms]).encode()).hexdigest()
+    code = code_of(itertools.chain.from_iterable(candidates.transforms)).digest
+    key = hashlib.sha256(json.dumps([*settings, transforms, code]).encode()).hexdigest()
     file = None if cache is None else Path(cache)
     if file is not None and file.exists():
         sums = Sums.load(file, key)
@@ -119,11 +121,8 @@ def _in_order(
     work: Work, batches: Iterator[tuple[int, Any]], jobs: int, *, begun: bool
 ) -> Generator[BatchResult, None, None]:
     """Compute the first remaining batch in this process, then the others with the knowledge it gave."""
-    tried = work.tried
     for number, batch in itertools.islice(batches, 1):
         first = work.result(number, batch)
         yield first
-        work = work.after(first)
-        if begun:
-            work = replace(work, tried=tried)
+        work = replace(work.after(first), tried=work.tried) if begun else work.after(first)
     yield from results(work, batches, jobs)

@@ -21,6 +21,7 @@ from qcompress.errors import DataError
 from qcompress.options import Fitted, Options, transform_from_json
 from qcompress.run_folder import remove
 from qcompress.transforms.base import Weight
+from qcompress.transforms.own_code import code_of
 
 FILE_KIND = FileKind("qcompress codes", version=1)
 
@@ -84,7 +85,13 @@ NOTHING_KEPT = KeptCodes(None)
 def _key(offered: Options, weight: Weight) -> str:
     """Return a digest of everything that codes depend on."""
     target = weight.target
-    described = [offered.to_json(), repr(target), float(weight.num_inputs), repr(weight.ranges)]
+    described = [
+        offered.to_json(),
+        code_of(offered.offers).digest,
+        repr(target),
+        float(weight.num_inputs),
+        repr(weight.ranges),
+    ]
     digest = hashlib.sha256(json.dumps(described).encode())
     for values in (weight.rows, weight.moments, weight.squares):
         digest.update(b"none" if values is None else f"{values.dtype} {tuple(values.shape)}".encode())

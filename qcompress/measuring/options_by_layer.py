@@ -10,9 +10,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from qcompress.errors import OptionsError
+from qcompress.identity import Identity
 from qcompress.model.parts import Part
 from qcompress.options import Options
 from qcompress.transforms import column_blocks
+from qcompress.transforms.own_code import code_of
 
 SHOWN = 20  # layer names listed in an error
 _LEFT_OUT, _UNMATCHED = "left out by ", "no pattern of the options matches its name"
@@ -102,6 +104,10 @@ class Offered:
             return self.by_pattern["*"].to_json()
         options = [[pattern, offered.to_json()] for pattern, offered in self.by_pattern.items()]  # the first counts
         return {"options": options, "skip": list(self.skip), "only": None if self.only is None else list(self.only)}
+
+    def code(self) -> Identity:
+        """Return the identity of the code of all options, which `to_json` does not tell."""
+        return code_of(offer for offered in self.by_pattern.values() for offer in offered.offers)
 
     def _match(self, names: Sequence[str], patterns: Iterable[str]) -> str:
         return next((pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in names)), "")

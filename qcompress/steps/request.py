@@ -128,6 +128,7 @@ class Request(Arguments):
         return {
             **identities,
             "options": self.offered.to_json(),
+            "code of options": self.offered.code(),
             "method": self.method,
             "granularity": self.granularity,
         }

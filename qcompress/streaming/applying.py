@@ -29,6 +29,7 @@ from qcompress.model.opened import Opened, opened_of
 from qcompress.model.steady import steady
 from qcompress.streaming.encoding import encoded, loaded, need_inputs, units_of
 from qcompress.transforms.base import Transform
+from qcompress.transforms.own_code import code_of
 from solvers import Solution
 
 KEY_KIND = FileKind("qcompress codes of an opened model", version=1)
@@ -129,7 +130,12 @@ def _apply_opened(
 def _key(opened: Opened, transforms: Sequence[Transform], data: Iterable[Any] | None) -> str:
     """Digest of everything that codes depend on."""
     digest = None if data is None else identify_batches(data).digest
-    settings = [opened.identity.digest, [transform.to_json() for transform in transforms], digest]
+    settings = [
+        opened.identity.digest,
+        [transform.to_json() for transform in transforms],
+        code_of(transforms).digest,
+        digest,
+    ]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 

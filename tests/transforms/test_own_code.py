@@ -1,0 +1,104 @@
+"""Results of a transform that a user wrote are taken up only while its code is the same."""
+
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qcompress import Options, compress, measure, prune_quantize
+from qcompress.errors import DataError
+from qcompress.options.kinds import OFFERS
+from qcompress.transforms.base import Keep
+from qcompress.transforms.channels import Jointly
+from qcompress.transforms.own_code import code_of
+
+SIGNS = """
+from dataclasses import dataclass
+from qcompress.transforms.base import Transform
+from qcompress.transforms.quantize.packing import pack, packed_bytes, unpack
+
+def scale(rows):
+    return FACTOR * rows.abs().mean(dim=1).float()
+
+@dataclass(frozen=True)
+class Signs(Transform):
+    kind = "signs"
+    label = property(lambda self: "signs")
+
+    def why_not(self, target):
+        return ""
+
+    def size_bytes(self, target):
+        return packed_bytes(target.num_weights, 1) + 4 * target.channels
+
+    def encode(self, weight):
+        rows = weight.exact()
+        return {"signs": pack((rows >= 0).view(-1), 1), "scales": scale(rows)}
+
+    def decode(self, stored, target):
+        signs = unpack(stored["signs"], 1, target.num_weights).view(target.channels, target.per_channel)
+        return ((2 * signs - 1) * stored["scales"][:, None]).to(target.dtype)
+"""
+
+
+def signs(factor: float) -> Any:
+    """The transform of a user's module whose functions read a factor."""
+    module = types.ModuleType("a_users_module")
+    module.FACTOR = factor  # type: ignore[attr-defined]
+    exec(SIGNS, vars(module))  # noqa: S102 - the only way to have two classes of one name
+    OFFERS["signs"] = module.Signs
+    return module.Signs()
+
+
+@pytest.fixture(autouse=True)
+def _kinds_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OFFERS, "signs", OFFERS["keep"])  # so that it is put back
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+DATA = [torch.linspace(-1, 1, 16 * 32).view(16, 32).sin()]
+
+
+def test_code_counts_also_within_other_transforms() -> None:
+    for around in (lambda own: own, lambda own: Jointly(removal=Keep(), layers=("a",), codes=(own,))):
+        first, same, other = (code_of([around(signs(factor))]) for factor in (1.0, 1.0, 2.0))
+        assert first == same != other
+        assert not first.unchecked
+
+
+def test_a_run_folder_measures_again(tmp_path: Path) -> None:
+    def predicted(factor: float, folder: Path) -> float:
+        options = prune_quantize(bits=(2, 8)) + Options((signs(factor),))
+        result = compress(network(), DATA, budget={"bytes": "40%"}, options=options, solver="lagrangian", folder=folder)
+        return float(result.measurement.cost.sum())
+
+    first = predicted(1.0, tmp_path / "run")
+    assert predicted(9.0, tmp_path / "run") == predicted(9.0, tmp_path / "fresh") != first
+
+
+def measured(factor: float, **settings: Any) -> float:
+    return float(measure(network(), DATA, Options((signs(factor),)), **settings).cost.sum())
+
+
+def test_a_cache_of_other_code_is_refused_and_its_codes_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", 0.0)
+    for name, is_kept in (("sums", True), ("codes", False)):
+        with pytest.raises(KeyboardInterrupt):
+            measured(1.0, cache=tmp_path / name, on_progress=cut)
+        if not is_kept:  # only the codes beside it stay
+            (tmp_path / name).unlink()
+    with pytest.raises(DataError, match="another measurement"):
+        measured(9.0, cache=tmp_path / "sums")
+    assert measured(9.0, cache=tmp_path / "codes") == measured(9.0) != measured(1.0)
