@@ -8,7 +8,7 @@ second moments of the layers' inputs where they were calibrated.
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -162,6 +162,28 @@ class Measurement:
     def labels(self) -> tuple[tuple[str, ...], ...]:
         """Names of the options of each part."""
         return tuple(tuple(transform.label for transform in options) for options in self.transforms)
+
+    def restricted(self, options: Sequence[Sequence[int]]) -> "Measurement":
+        """Return the measurement with some options of each part, in the given order; the standing one is among them."""
+        flat = np.concatenate([start + np.array(kept) for start, kept in zip(self.offsets[:-1], options, strict=True)])
+        places = {
+            (part, option): (part, place) for part, kept in enumerate(options) for place, option in enumerate(kept)
+        }
+        return replace(
+            self,
+            transforms=tuple(
+                tuple(own[option] for option in kept) for own, kept in zip(self.transforms, options, strict=True)
+            ),
+            cost=self.cost[flat],
+            softened=None if self.softened is None else self.softened[flat],
+            factor=self.factor[flat],
+            error=self.error[flat],
+            standard_error=None if self.standard_error is None else self.standard_error[flat],
+            ran=None if self.ran is None else self.ran[flat],
+            resources=MappingProxyType({name: use[flat] for name, use in self.resources.items()}),
+            codes={places[where]: stored for where, stored in self.codes.items() if where in places},
+            standing=tuple(places[where][1] for where in enumerate(self.standing)),
+        )
 
     def weights(self, model: nn.Module) -> Iterator[Weight]:
         """Yield the weights of all parts in ``model`` (views), with the moments of their inputs if there are any."""

@@ -43,39 +43,18 @@ def for_engine(
     while True:
         options = _restricted(engine, measurement, refused)
         _require_some(engine, measurement, options, refused)
-        transforms = tuple(
-            tuple(part_options[option] for option in kept)
-            for part_options, kept in zip(measurement.transforms, options, strict=True)
-        )
-        sizes = engine.sizes(model, measurement.parts, transforms, example)
+        restricted = measurement.restricted(options)
+        sizes = engine.sizes(model, measurement.parts, restricted.transforms, example)
         if not sizes.refused:
             break
         refused |= {(part, options[part][option]): why for (part, option), why in sizes.refused.items()}
-    starts = np.cumsum([0, *map(len, measurement.transforms[:-1])])
-    flat = np.concatenate([start + np.array(kept) for start, kept in zip(starts, options, strict=True)])
     file_bytes = np.array([size for part_sizes in sizes.options for size in part_sizes], dtype=np.float64)
     whole = sizes.of([0] * len(options))
     restricted = replace(
-        measurement,
-        transforms=transforms,
-        cost=measurement.cost[flat],
-        softened=None if measurement.softened is None else measurement.softened[flat],
-        factor=measurement.factor[flat],
-        error=measurement.error[flat],
-        standard_error=None if measurement.standard_error is None else measurement.standard_error[flat],
-        ran=None if measurement.ran is None else measurement.ran[flat],
-        resources=MappingProxyType(
-            {name: use[flat] for name, use in measurement.resources.items()} | {FILE_BYTES: file_bytes}
-        ),
+        restricted,
+        resources=MappingProxyType({**restricted.resources, FILE_BYTES: file_bytes}),
         fixed=MappingProxyType({**measurement.fixed, FILE_BYTES: float(sizes.overhead)}),
         original=MappingProxyType({**measurement.original, FILE_BYTES: float(whole)}),
-        codes={
-            (part, kept.index(option)): stored
-            for (part, option), stored in measurement.codes.items()
-            for kept in (options[part],)
-            if option in kept
-        },
-        standing=tuple(kept.index(option) for kept, option in zip(options, measurement.standing, strict=True)),
         no_choice=MappingProxyType({**_no_choice(engine, measurement, options, refused), **measurement.no_choice}),
     )
     weights = None if sizes.weights is None else np.array([*itertools.chain(*sizes.weights)], dtype=np.float64)
