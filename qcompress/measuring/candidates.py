@@ -120,7 +120,8 @@ class Candidates:
 
     def not_finite(self, part: int, option: int) -> ResultNotFiniteError:
         """Return the error that names an option whose loss is NaN or infinite."""
-        return not_finite(self.parts[part], self.transforms[part][option])
+        name, label = self.parts[part].name, self.transforms[part][option].label
+        return ResultNotFiniteError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
 
     def change(self, part: int, option: int) -> Tensor:
         """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""
@@ -188,12 +189,6 @@ class Candidates:
         finally:
             with torch.no_grad():
                 site.weight.copy_(original)
-
-
-def not_finite(part: Part, transform: Transform) -> ResultNotFiniteError:
-    """Return the error that names an option whose loss is NaN or infinite."""
-    label = transform.label
-    return ResultNotFiniteError(f"the loss with {part.name!r} at {label!r} is not finite; leave that option out")
 
 
 def fitted(

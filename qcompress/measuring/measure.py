@@ -122,8 +122,8 @@ def measure(
     (`Measurement.tried` says why).
 
     Raises:
-        ModelError, DataError, OptionsError: see `qcompress.errors`. Where an option that is run makes the loss NaN or
-            infinite, the message names it.
+        ModelError, DataError, OptionsError: see `qcompress.errors`. Where an option makes the loss NaN or infinite, the
+            message names it; one that ``"sampled"`` runs alone is left out instead, and named in `Measurement.notes`.
 
     >>> import torch
     >>> from qcompress.options import prune_quantize
@@ -286,10 +286,10 @@ def _with_runs(
                     )
                 )  # fmt: skip
 
-    rises = rises_alone(calibration.model, candidates, calibration.loss, run, chosen(), runs)
-    if rises is None:
+    found = rises_alone(calibration.model, candidates, calibration.loss, run, chosen(), runs)
+    if found is None:
         return replace(measurement, notes=(*measurement.notes, NOT_IN_FLOAT32))
-    return with_runs(measurement, count, runs, rises)
+    return with_runs(measurement, count, runs, *found)
 
 
 def _stated(

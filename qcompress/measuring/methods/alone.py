@@ -42,8 +42,10 @@ def rises_alone(
     forward: forwards.Forward,
     chosen: Iterable[Any],
     runs: Sequence[int],
-) -> NDArray[np.float64] | None:
-    """``(runs, samples)`` loss increases; None if a model in half precision, which is run in float32, cannot be.
+) -> tuple[NDArray[np.float64], list[int]] | None:
+    """``(runs, samples)`` loss increases, NaN where not finite, and the number of output rows of each sample.
+
+    None if a model in half precision, which is run in float32, cannot be.
 
     Args:
         model: the original model.
@@ -52,9 +54,6 @@ def rises_alone(
         forward: how to run a batch.
         chosen: the samples to run, each as a batch.
         runs: the (flat) options to run.
-
-    Raises:
-        ResultNotFiniteError: the loss of an option is not finite; the message names the option.
     """
     parts = (np.searchsorted(candidates.offsets, runs, side="right") - 1).tolist()
     options = [flat - int(candidates.offsets[part]) for part, flat in zip(parts, runs, strict=True)]
@@ -64,13 +63,10 @@ def rises_alone(
             with candidates.applied(part, option):
                 output = forwards.run(model, sample, forward)
         except NotFiniteError:
-            raise candidates.not_finite(part, option) from None
-        mean = float(loss.rise(output, reference, sample).mean())
-        if not np.isfinite(mean):
-            raise candidates.not_finite(part, option)
-        return mean
+            return np.nan
+        return float(loss.rise(output, reference, sample).mean())
 
-    rises = []
+    rises, sizes = [], []
     with forwards.layer_by_layer(), widened(model) as wide:
         for batch in chosen:
             sample = as_float32(batch) if wide else batch
@@ -81,4 +77,5 @@ def rises_alone(
                     raise
                 return None
             rises.append([rise(*run, sample, reference) for run in zip(parts, options, strict=True)])
-    return np.array(rises).T
+            sizes.append(len(reference))
+    return np.array(rises).T, sizes

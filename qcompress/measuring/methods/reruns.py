@@ -14,16 +14,19 @@ Each takes an eighth of the samples, the same for all and evenly spread, but at 
 What was run is not averaged with the estimate, whose weight would be largest where it is too small by chance. It
 replaces the estimate where its relative error is smaller or where it is larger: a mean of few samples that differ much
 is mostly too small, and so is the error that it shows.
+
+An option whose loss is not finite there is left out: whatever cost stood for it could be chosen.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompress.measurement import Measurement
+from qcompress.measurement import Measurement, has_choice
 from qcompress.measuring.effects import likely_choices
 
 PASSES = 2
@@ -36,6 +39,9 @@ ROUNDING = 10.0
 """Ratio of a loss increase to that of rounding alone, below which it is not known."""
 
 NOT_IN_FLOAT32 = "no option was run alone: the model does not run in float32, and half precision rounds its loss away"
+
+NOT_FINITE = "the loss is not finite with options that were run alone, which are left out: "
+ALL_NOT_FINITE = "the loss is not finite with its options"
 
 
 def sample_places(count: int) -> list[int]:
@@ -127,7 +133,12 @@ def _options_of(measurement: Measurement, parts: Sequence[int]) -> NDArray[np.bo
 
 
 def with_runs(
-    measurement: Measurement, count: int, runs: Sequence[int], rises: NDArray[np.float64], rounding: float = 0.0
+    measurement: Measurement,
+    count: int,
+    runs: Sequence[int],
+    rises: NDArray[np.float64],
+    sizes: Sequence[int],
+    rounding: float = 0.0,
 ) -> Measurement:
     """Return the measurement with the costs that running some options found.
 
@@ -139,15 +150,23 @@ def with_runs(
         measurement: the measurement.
         count: number of its samples.
         runs: ``(runs,)`` options.
-        rises: ``(runs, samples)`` their loss increases.
+        rises: ``(runs, samples)`` their loss increases; an option with one that is not finite is left out.
+        sizes: ``(samples,)`` weights of the samples: batches that are not taken apart differ in their number of rows.
         rounding: loss increase by rounding alone; an increase of less than `ROUNDING` times that is not known.
     """
-    chosen, means = np.array(runs, dtype=np.int64), rises.mean(axis=1)
+    chosen, finite = np.array(runs, dtype=np.int64), np.isfinite(rises).all(axis=1)
+    if not finite.all():
+        usable, lost = chosen[finite].tolist(), chosen[~finite].tolist()
+        rest = with_runs(measurement, count, usable, rises[finite], sizes, rounding) if usable else measurement
+        return _without(rest, lost)
+    weights = np.array(sizes) / sum(sizes)
+    means = rises @ weights
     cost, errors, size = measurement.cost.copy(), measurement.standard_error, np.abs(means)
     known = size >= ROUNDING * rounding
     better = known
     if errors is not None:
-        own = rises.std(axis=1, ddof=1) / rises.shape[1] ** 0.5
+        spread = np.square((rises - means[:, None]) * weights).sum(axis=1)
+        own = (spread * len(weights) / (len(weights) - 1)) ** 0.5
         share = np.divide(own, size, out=np.zeros_like(own), where=size > 0)
         found = np.maximum(own, size * np.square(share).mean() ** 0.5)
         before = _error(measurement, count)[chosen]
@@ -157,3 +176,18 @@ def with_runs(
     cost[chosen[better]] = means[better]
     ran = np.isin(np.arange(len(cost)), chosen[known])
     return replace(measurement, cost=cost, standard_error=errors, ran=ran)
+
+
+def _without(measurement: Measurement, lost: Collection[int]) -> Measurement:
+    """Return the measurement without the (flat) options whose loss is not finite."""
+    bounds = itertools.pairwise(measurement.offsets.tolist())
+    options = [[flat - start for flat in range(start, stop) if flat not in lost] for start, stop in bounds]
+    found = measurement.restricted(options)
+    names, no_choice = [], dict(measurement.no_choice)
+    for part, own, kept, left in zip(measurement.parts, measurement.labels, options, found.transforms, strict=True):
+        gone = [f"{part.name!r} at {label!r}" for option, label in enumerate(own) if option not in kept]
+        names += gone
+        if gone and not has_choice(left):
+            no_choice[part.name] = ALL_NOT_FINITE
+    notes = (*measurement.notes, NOT_FINITE + ", ".join(names))
+    return replace(found, no_choice=MappingProxyType(no_choice), notes=notes)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompress.errors import NotFiniteError
-from qcompress.measuring.candidates import Candidates, not_finite
+from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods.evidence import half
 from qcompress.measuring.methods.gradient_check import widened
@@ -52,14 +52,13 @@ class RunsByBlock:
         self._outside: dict[int, Applied] = {}
 
     @torch.no_grad()
-    def rises(self, tell: Callable[[int], None]) -> tuple[NDArray[np.float64], float] | None:
-        """``(runs, samples)`` loss increases, and that of rounding; None if a block in half precision runs in no other.
+    def rises(self, tell: Callable[[int], None]) -> tuple[NDArray[np.float64], list[int], float] | None:
+        """``(runs, samples)`` loss increases, NaN where not finite, sizes of the samples, and the increase of rounding.
+
+        None if a block in half precision runs in no other.
 
         Args:
             tell: called with the number of blocks that are done.
-
-        Raises:
-            ResultNotFiniteError: the loss of an option is not finite; the message names the option.
         """
         sweep = self._sweep
         self._outside = self._encoded(None)
@@ -89,7 +88,8 @@ class RunsByBlock:
             return_free_memory()
             tell(block + 1)
         rises = np.array([self._rises(number, place) for number, place in enumerate(self._places)])
-        return rises[:, :-1].T, float(rises[:, -1].mean())
+        sizes = [sweep.sizes[place] for place in self._places]
+        return rises[:, :-1].T, sizes, float(np.average(rises[:, -1], weights=sizes))
 
     def _states(self, boundary: int, run: int) -> HiddenStates:
         shapes = [self._sweep.shapes[place] for place in self._places]
@@ -116,15 +116,14 @@ class RunsByBlock:
 
         original = self._states(last, ORIGINAL).read(number)
         reference, rises = output(original), []
-        for run, (part, transform) in enumerate(self._runs):
+        for run in range(len(self._runs)):
             try:
                 with self._put(run):
                     changed = output(self._states(last, run).read(number))
             except NotFiniteError:
-                raise not_finite(part, transform) from None
-            rises.append(float(self._loss.rise(changed, reference, sweep.samples[place].inputs).mean()))
-            if not np.isfinite(rises[-1]):
-                raise not_finite(part, transform)
+                rises.append(np.nan)
+            else:
+                rises.append(float(self._loss.rise(changed, reference, sweep.samples[place].inputs).mean()))
         if not self._half:
             return [*rises, 0.0]
         steps = random_numbers(original.shape, original, torch.Generator().manual_seed(place))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import qcompress
 from qcompress.cautions import of_selections
-from qcompress.errors import ModelError
 from qcompress.formulation import prediction_error
 from qcompress.measuring.methods import reruns
 from qcompress.measuring.methods.reruns import options_to_run, routers, sample_places, unconfirmed, with_runs
@@ -23,6 +23,7 @@ from tests.models import TiedLanguageModel, seeded
 from tests.opened_models import in_memory, saved, tokens
 
 OPTIONS = qcompress.prune_quantize(bits=(3, 4, 6), sparsity=(0,))
+EVEN = qcompress.prune_quantize(bits=(4, 8), sparsity=(0,))
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
@@ -154,7 +155,7 @@ def measurement(cost: list[float], error: list[float]) -> qcompress.Measurement:
 
 def test_the_error_of_a_run_is_never_below_its_share_over_all_runs() -> None:
     rises = np.array([[1.0, 1.2, 1.0, 1.2], [0.0, 2.0, 4.0, 2.0]])
-    found = with_runs(measurement([1.0] * 8, [0.5] * 8), 16, [1, 3], rises)
+    found = with_runs(measurement([1.0] * 8, [0.5] * 8), 16, [1, 3], rises, [1] * 4)
     assert found.ran is not None
     assert found.standard_error is not None
     assert np.flatnonzero(found.ran).tolist() == [1, 3]
@@ -163,9 +164,17 @@ def test_the_error_of_a_run_is_never_below_its_share_over_all_runs() -> None:
     assert found.standard_error[[1, 3]].tolist() == pytest.approx([np.hypot(one, other * 1.1 / 2) / 2**0.5, other])
 
 
+def test_the_error_of_samples_of_several_rows_is_that_of_a_ratio() -> None:
+    rises, sizes = np.array([[1.0, 2.0, 4.0]]), np.array([32, 4, 3])
+    found = with_runs(measurement([0.5] * 8, [0.5] * 8), 16, [1], rises, sizes.tolist())
+    assert found.standard_error is not None
+    assert found.cost[1] == pytest.approx(mean := np.average(rises[0], weights=sizes))
+    assert found.standard_error[1] == pytest.approx((np.square((rises - mean) * sizes).sum() * 3 / 2) ** 0.5 / 39)
+
+
 def test_an_effect_that_was_limited_keeps_its_share_of_the_error() -> None:
     given = replace(measurement([1.0] * 8, [3.0] * 8), factor=np.full((8, 16), 8**-0.5))
-    found = with_runs(given, 16, [1], np.array([[0.2, 0.4, 0.3, 0.3]]))
+    found = with_runs(given, 16, [1], np.array([[0.2, 0.4, 0.3, 0.3]]), [1] * 4)
     assert found.standard_error is not None
     assert found.cost[1] == pytest.approx(0.3)
     assert found.standard_error[1] == pytest.approx(np.hypot(3.0, np.std([0.2, 0.4, 0.3, 0.3], ddof=1) / 2))
@@ -173,15 +182,16 @@ def test_an_effect_that_was_limited_keeps_its_share_of_the_error() -> None:
 
 def test_a_run_that_is_lower_and_less_certain_leaves_the_estimate() -> None:
     given, vague = measurement([1.0] * 8, [0.4] * 8), np.array([0.2, 0.0, 0.0, 0.1])
-    found = with_runs(given, 16, [1, 2], np.stack([vague, 40 * vague]))
+    found = with_runs(given, 16, [1, 2], np.stack([vague, 40 * vague]), [1] * 4)
     assert found.ran is not None
     assert np.flatnonzero(found.ran).tolist() == [1, 2]
     assert found.cost[[1, 2]].tolist() == pytest.approx([1.0, 3.0])
-    assert (with_runs(given, 400, [1], vague[None]).cost == given.cost).all()
+    assert (with_runs(given, 400, [1], vague[None], [1] * 4).cost == given.cost).all()
 
 
 def test_an_increase_that_rounding_explains_leaves_the_estimate() -> None:
-    found = with_runs(measurement([0.1] * 8, [1.0] * 8), 16, [1, 2], np.array([[0.5] * 4, [1.5] * 4]), rounding=0.1)
+    rises = np.array([[0.5] * 4, [1.5] * 4])
+    found = with_runs(measurement([0.1] * 8, [1.0] * 8), 16, [1, 2], rises, [1] * 4, rounding=0.1)
     assert found.ran is not None
     assert np.flatnonzero(found.ran).tolist() == [2]
     assert found.cost[[1, 2]].tolist() == [0.1, 1.5]
@@ -232,20 +242,72 @@ def test_a_model_that_asks_for_half_precision_is_not_run() -> None:
     assert reruns.NOT_IN_FLOAT32 in found.notes
 
 
-def test_an_option_that_makes_the_loss_infinite_is_named() -> None:
-    class Pole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(2, 2, bias=False)
-            self.layer.weight.data = torch.tensor([[1.0, 0.2], [0.3, 1.0]])
+class Pole(nn.Linear):
+    """A layer whose outputs are infinite where a weight is zero, as 2 bits make the small ones."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            rows: Tensor = self.layer(x)
-            return rows + 1e-3 / (self.layer.weight[0, 1] != 0).float()
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__(rows, columns)
+        self.weight.data = self.weight.data.sign() * torch.where(self.weight.data.abs() < 0.1, 0.3, 1.0)
 
+    def forward(self, x: Tensor) -> Tensor:
+        rows = super().forward(x)
+        return torch.tanh(rows) + 1e-3 / (self.weight != 0).all().float()
+
+
+class Poles(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.blocks = Pole(8, 16), nn.Linear(16, 5), nn.ModuleList([Pole(16, 16), Pole(16, 16)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        rows: Tensor = self.head(x)
+        return rows
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_options_whose_loss_is_not_finite_are_left_out(opened: bool, tmp_path: Path) -> None:
+    model, data = seeded(Poles), drawn(24)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    model = qcompress.open_model(tmp_path, model=Poles, blocks="blocks") if opened else model
+    harsh, mild = (
+        qcompress.prune_quantize(bits=(2, 4), sparsity=(0,)),
+        qcompress.prune_quantize(bits=(4,), sparsity=(0,)),
+    )
+    found = qcompress.measure(model, data, harsh, method="sampled")
+    expected = qcompress.measure(model, data, {"head": harsh, "*": mild}, method="sampled")
+    assert found.labels == expected.labels
+    names = ", ".join(f"'{name}' at '2 bits'" for name in ("stem", "blocks.0", "blocks.1"))
+    assert found.notes == (*expected.notes, reruns.NOT_FINITE + names)
+    for name in ("cost", "standard_error", "factor", "error", "ran"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-8)
+    assert found.resources["bytes"].tolist() == expected.resources["bytes"].tolist()
+    assert sorted(found.codes) == sorted(expected.codes)
+
+
+def test_a_part_without_an_option_whose_loss_is_finite_has_no_choice() -> None:
     two = qcompress.prune_quantize(bits=(2,), sparsity=(0,))
-    with pytest.raises(ModelError, match=r"'layer' at '2 bits' is not finite; leave that option out"):
-        qcompress.measure(Pole(), [torch.randn(8, 2)], two, method="sampled")
+    found = qcompress.measure(nn.Sequential(seeded(lambda: Pole(8, 4))), drawn(8), two, method="sampled")
+    assert found.labels == (("keep",),)
+    assert [item.reason for item in found.kept] == [reruns.ALL_NOT_FINITE]
+    assert found.cost.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_batches_that_are_not_taken_apart_count_by_their_rows(opened: bool, tmp_path: Path) -> None:
+    model, (rows,) = seeded(Poles), drawn(39)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    parts = (rows[:32], 0.05 * rows[32:36], 0.02 * rows[36:])  # all are run
+    data = [{"x": part, "other": torch.zeros(1)} for part in parts]
+    more: dict[str, Any] = {"loss": "mse", "forward": lambda model, batch: model(batch["x"])}
+    true = qcompress.measure(model, data, EVEN, method="direct", **more)
+    model = qcompress.open_model(tmp_path, model=Poles, blocks="blocks") if opened else model
+    found = qcompress.measure(model, data, EVEN, method="sampled", **more)
+    assert found.ran is not None
+    assert found.ran.sum() == 1
+    np.testing.assert_allclose(found.cost[found.ran], true.cost[found.ran], rtol=1e-5)
 
 
 def test_what_was_run_is_kept_by_files_and_by_engines(tmp_path: Path) -> None:
