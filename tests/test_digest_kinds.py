@@ -52,6 +52,10 @@ VALUES = {
     "list and tuple in data": ("[[torch.ones(1)]]", "[(torch.ones(1),)]"),
     "counter and dict": ("collections.Counter(a=1)", "dict(a=1)"),
     "ordered and dict": ("collections.OrderedDict(a=1)", "dict(a=1)"),
+    "order of an ordered dict": (
+        "collections.OrderedDict(a=1, b=2)",
+        "[d := collections.OrderedDict(a=1, b=2), d.move_to_end('a')][0]",
+    ),
     "factory": ("collections.defaultdict(int)", "collections.defaultdict(float)"),
     "set and frozen set": ("{1}", "frozenset({1})"),
     "order of fields": ("collections.namedtuple('P', 'a b')(1, 2)", "collections.namedtuple('P', 'b a')(1, 2)"),
@@ -60,6 +64,19 @@ VALUES = {
     "numpy and torch": ("np.ones(1)", "torch.ones(1, dtype=torch.float64)"),
     "parameter and tensor": ("torch.ones(1)", "nn.Parameter(torch.ones(1))"),
     "kind of array": ("np.ones(1).view(np.recarray)", "np.ones(1)"),
+    "unit of a time": ("np.timedelta64(5, 'Y')", "np.timedelta64(5, 'M')"),
+    "field of a record": (
+        "np.array([(1,)], dtype=[('a', 'i4')])[0]",
+        "np.array([(1,)], dtype=[('b', 'i4')])[0]",
+    ),
+    "field of records with objects": (
+        "np.array([(1,)], dtype=[('a', object)])",
+        "np.array([(1,)], dtype=[('b', object)])",
+    ),
+    "object in a record": (
+        "np.array([([2],)], dtype=[('a', object)])[0]",
+        "np.array([([3],)], dtype=[('a', object)])[0]",
+    ),
     "mask": ("np.ma.array([1.0, 2.0], mask=[0, 1])", "np.ma.array([1.0, 2.0], mask=[1, 0])"),
     "mask's filling": ("np.ma.array([1.0], fill_value=1.0)", "np.ma.array([1.0], fill_value=2.0)"),
     "text": ("texted('def act(x): return 2 * x')", "texted('def act(x): return 3 * x')"),
@@ -138,6 +155,69 @@ SOURCES = {
         "3",
     ),
     "module asked by a text": ("helpers.SCALE = {}\ndef run(x, name): return getattr(helpers, name)", "2", "3"),
+    "module asked for its namespace": (
+        "helpers.SCALE = {}\ndef run(x, name): return x * helpers.__dict__[name]",
+        "2",
+        "3",
+    ),
+    "module imported and asked": (
+        "sys.modules['some_helpers'] = helpers\nhelpers.SCALE = {}\n"
+        "def run(x, name):\n import some_helpers as h\n return getattr(h, name)",
+        "2",
+        "3",
+    ),
+    "module in a module asked": (
+        "helpers.ops = types.ModuleType('some_helpers.ops')\nhelpers.ops.SCALE = {}\n"
+        "def run(x, name): return getattr(helpers.ops, name)",
+        "2",
+        "3",
+    ),
+    "module in a module": (
+        "helpers.ops = types.ModuleType('some_helpers.ops')\nhelpers.ops.SCALE = {}\n"
+        "def run(x): return helpers.ops.SCALE",
+        "2",
+        "3",
+    ),
+    "package of an imported module": (
+        "helpers.ops = types.ModuleType('some_helpers.ops')\nhelpers.SCALE = {}\n"
+        "sys.modules |= {'some_helpers': helpers, 'some_helpers.ops': helpers.ops}\n"
+        "def run(x):\n import some_helpers.ops\n return some_helpers.SCALE",
+        "2",
+        "3",
+    ),
+    "attribute of one of two tensors": (
+        "a, b = torch.ones(1), torch.ones(1)\na.scale, b.scale = 2, 3\nrun = [a, b, {}]",
+        "a",
+        "b",
+    ),
+    "attribute of a member": (
+        "class Mode(enum.Enum): FAST = 1\nMode.FAST.scale = {}\ndef run(x): return Mode.FAST.scale",
+        "2",
+        "3",
+    ),
+    "cached method of a member": (
+        "class Mode(enum.Enum):\n FAST = 1\n @functools.cache\n def act(self): return {}\nrun = Mode.FAST",
+        "2",
+        "3",
+    ),
+    "list in an enumeration": ("class Mode(enum.Enum): FAST = 1\nMode.kept = [{}]\nrun = Mode.FAST", "2", "3"),
+    "property of a member": (
+        "class Mode(enum.Enum):\n FAST = 1\n @enum.property\n def act(self): return {}\nrun = Mode.FAST",
+        "2",
+        "3",
+    ),
+    "class made by a function": ("run = types.new_class('D', (), None, lambda n: n.update(SCALE={}))", "2", "3"),
+    "class of a wrapped function": (
+        "@functools.wraps(F.relu)\ndef act(x): return {}\n"
+        "run = types.new_class('D', (), None, lambda n: n.update(act=act))",
+        "2",
+        "3",
+    ),
+    "slot of a settings class": (
+        "import dataclasses\n@dataclasses.dataclass(slots=True)\nclass D: scale: int\nrun = Net(s=D({}))",
+        "2",
+        "3",
+    ),
     "module passed on": ("helpers.SCALE = {}\ndef act(h): return h.SCALE\ndef run(x): return act(helpers)", "2", "3"),
     "hook with keywords": ("run = Net()\nrun.register_forward_hook(print, with_kwargs={})", "True", "False"),
     "hook in any case": ("run = Net()\nrun.register_forward_hook(print, always_call={})", "True", "False"),
@@ -178,17 +258,25 @@ NAMED = {
     "eval": "def run(x): return eval(x)",
     "exec": "def run(x): exec(x)",
     "__import__": "def run(x): return __import__(x).SCALE",
+    "import_module by name": "from importlib import import_module\ndef run(x): return import_module(x).SCALE",
+    "import_module as other": "from importlib import import_module as get\ndef run(x): return get(x).SCALE",
+    "import_module within": "def run(x):\n from importlib import import_module as get\n return get(x).SCALE",
+    "sys.modules as other": "import sys as s\ndef run(x): return s.modules[x].SCALE",
+    "sys.modules by name": "def run(x):\n from sys import modules\n return modules[x].SCALE",
+    "eval of builtins": "import builtins\ndef run(x): return builtins.eval(x)",
     "import_module": "def run(x): return importlib.import_module(x).SCALE",
     "sys.modules": "def run(x): return sys.modules[x].SCALE",
 }
 
 
-@pytest.mark.parametrize("found_by", NAMED)
-def test_what_is_looked_up_by_a_text_is_named(found_by: str) -> None:
-    assert identify(made(NAMED[found_by]), "forward").unchecked == (f"forward.{found_by}: what it finds when it runs",)
+@pytest.mark.parametrize("case", NAMED)
+def test_what_is_looked_up_by_a_text_is_named(case: str) -> None:
+    named = f"forward.{case.partition(' ')[0]}: what it finds when it runs"
+    assert identify(made(NAMED[case]), "forward").unchecked == (named,)
 
 
 ORDINARY = (
+    "def run(x, eval=False): return eval and x.eval",
     "def run(net): return net.eval().exec, list(net.modules()), net.globals",
     "def eval(x): return x\ndef run(x): return eval(x), getattr(x, 'a')",
     "def run(x): return getattr(sys, x), sys.path, importlib.metadata",

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 _LOADING = ("LOAD_ATTR", "LOAD_METHOD")
 _LOADING_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _LOADING_VARIABLES = (*_LOADING_GLOBALS, "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
-_LOOKING_UP = {"globals", "eval", "exec", "__import__"}
 _ASSIGNING = ("STORE_ATTR", "DELETE_ATTR")
+_WHOLE = {"__dict__", "__getattribute__", "__getattr__"}
+"""Attributes of a module that give any other."""
 _ASSIGNING_ITEMS = ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
 _INDEXING = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT", "BINARY_SUBSCR", "BINARY_OP")
 _BY_TEXT = {"setattr", "delattr", "vars", "__dict__", "__setattr__", "__delattr__"}
@@ -43,32 +44,61 @@ def globals_in(code: types.CodeType) -> set[str]:
 
 
 def passed_on(code: types.CodeType) -> set[str]:
-    """Return the names of globals and of a closure's variables that code does not only take attributes of.
-
-    >>> def run(nets, name):
-    ...     return print.out, getattr(nets, name), getattr(len, name)
-    >>> sorted(passed_on(run.__code__))
-    ['getattr', 'len']
-    """
-    return {
-        first.argval
-        for each in _with_inner(code)
-        for first, second in _pairs(each)
-        if first.opname in _LOADING_VARIABLES and second.opname not in (*_LOADING, *_ASSIGNING)
-    }
-
-
-def looked_up_by(code: types.CodeType) -> set[str]:
-    """Return what code calls or reads to find values or modules by a name that only its run shows.
+    """Return the names of variables, attributes and imports that code does not only take attributes of.
 
     >>> def run(name):
-    ...     return globals()[name], sys.modules[name], importlib.import_module(name), self.modules()
-    >>> sorted(looked_up_by(run.__code__))
-    ['globals', 'import_module', 'sys.modules']
+    ...     import os.path as place
+    ...     return print.out.end, name.first, getattr(place, name)
+    >>> sorted(passed_on(run.__code__))
+    ['end', 'first', 'getattr', 'name', 'path', 'place']
     """
-    pairs = [pair for each in _with_inner(code) for pair in _pairs(each)]
-    modules = {"sys.modules" for first, second in pairs if (first.argval, second.argval) == ("sys", "modules")}
-    return modules | (globals_in(code) & _LOOKING_UP) | (names_in(code) & {"import_module"})
+    found = {
+        first.argval
+        for each in _with_inner(code)
+        for first, second in itertools.pairwise(item for item in _instructions(each) if item.opname != "COPY")
+        if (first.opname in _LOADING or _is_variable(first))
+        and (second.opname not in (*_LOADING, *_ASSIGNING) or second.argval in _WHOLE)
+    }
+    return found | {taken or module for module, taken, variable in bound_by_imports(code) if variable in found}
+
+
+def bound_by_imports(code: types.CodeType) -> list[tuple[str, str, str]]:
+    """Return module, name in it (empty for the module or its package) and variable of what imports bind.
+
+    >>> def run():
+    ...     import os.path, sys as system
+    ...     from .helpers import SCALE as scale
+    >>> bound_by_imports(run.__code__)
+    [('os.path', '', 'os'), ('sys', '', 'system'), ('helpers', 'SCALE', 'scale')]
+    """
+    found = []
+    for each in _with_inner(code):
+        module, taken = "", None
+        for instruction in _instructions(each):
+            if instruction.opname == "IMPORT_NAME":
+                module, taken = instruction.argval, ""
+            elif instruction.opname == "IMPORT_FROM":
+                taken = instruction.argval
+            elif instruction.opname.startswith("STORE_") and taken is not None:
+                found.append((module, taken, instruction.argval))
+                taken = None
+    return found
+
+
+def attributes_in(code: types.CodeType) -> set[tuple[str, str]]:
+    """Return the variables that code reads, each with the attribute that it takes of it (empty if none).
+
+    >>> def run(name):
+    ...     return sys.modules[name]
+    >>> sorted(attributes_in(run.__code__))
+    [('name', ''), ('sys', 'modules')]
+    """
+    return {
+        (first.argval, second.argval if second.opname in _LOADING else "")
+        for each in _with_inner(code)
+        for first, second in itertools.pairwise(_instructions(each))
+        if _is_variable(first)
+    }
 
 
 def assigned_by(code: types.CodeType) -> set[str]:
@@ -114,20 +144,19 @@ def cached_in(kind: type) -> set[str]:
     return {name for name, item in vars(kind).items() if isinstance(item, functools.cached_property)}
 
 
-def functions_in(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
-    """Yield name and function of the methods and properties in the body of a class, without decorators around them."""
+def functions_in(kind: type, *, setters: bool = True) -> Iterator[tuple[str, types.FunctionType]]:
+    """Yield name and function of the methods and properties in a class's body, also without decorators around them."""
     for name, item in vars(kind).items():
         held = [item]
         if isinstance(item, (staticmethod, classmethod)):
             held = [item.__func__]
         elif isinstance(item, property):
-            held = [item.fget, item.fset]
+            held = [item.fget, item.fset if setters else None]
         elif isinstance(item, functools.cached_property):
             held = [item.func]
         for each in held:
-            function = inspect.unwrap(each) if isinstance(each, types.FunctionType) else None
-            if isinstance(function, types.FunctionType):
-                yield name, function
+            if isinstance(each, types.FunctionType):
+                yield from ((name, one) for one in {each, inspect.unwrap(each)} if isinstance(one, types.FunctionType))
 
 
 def rebound_by(code: types.CodeType) -> set[str]:
@@ -185,12 +214,20 @@ def _named(code: types.CodeType, operations: Sequence[str]) -> set[str]:
 
 
 def _instructions(code: types.CodeType) -> list[dis.Instruction]:
-    """The instructions without those that only lengthen the argument of the next one."""
-    return [instruction for instruction in dis.get_instructions(code) if instruction.opname != "EXTENDED_ARG"]
+    """The instructions, without those that only lengthen the next one's argument; two in one (3.13) are separate."""
+    found = []
+    for each in dis.get_instructions(code):
+        if "_FAST" in each.opname and isinstance(each.argval, tuple):
+            for kind, name in zip(each.opname.split("_FAST"), each.argval, strict=False):
+                single = f"{kind.rpartition('_')[2]}_FAST"
+                found.append(each._replace(opname=single, opcode=dis.opmap[single], arg=0, argval=name))
+        elif each.opname != "EXTENDED_ARG":
+            found.append(each)
+    return found
 
 
-def _pairs(code: types.CodeType) -> Iterator[tuple[dis.Instruction, dis.Instruction]]:
-    return itertools.pairwise(_instructions(code))
+def _is_variable(instruction: dis.Instruction) -> bool:
+    return instruction.opname in _LOADING_VARIABLES or instruction.opname.startswith("LOAD_FAST")
 
 
 def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:

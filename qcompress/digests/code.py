@@ -1,26 +1,30 @@
 """Parts of functions and classes: their code, what they hold, and what they take from modules of the user."""
 
+import builtins
 import functools
+import importlib
 import sys
 import types
 import weakref
 from collections.abc import Iterable, Mapping, Sequence, Set
-from enum import Enum
+from enum import Enum, Flag
 from typing import Any
 
 from torch import Tensor
 
 from qcompress.digests.bytecode import (
+    attributes_in,
+    bound_by_imports,
     globals_in,
     imports_of,
-    looked_up_by,
     names_in,
     passed_on,
+    rebound_by,
     stored_globals,
     written_by,
 )
 from qcompress.digests.libraries import absolute, is_installed, is_library, is_library_module
-from qcompress.digests.ownership import Writes, attached_to, is_own, is_plain
+from qcompress.digests.ownership import Writes, attached_to, is_own, items_of
 from qcompress.digests.words import HashedWords, Parts
 
 _WRAPPERS = (staticmethod, classmethod)
@@ -33,6 +37,16 @@ _OF_PYTHON = {
     "__warningregistry__", "__weakref__",
 }  # fmt: skip
 """Attributes that Python sets in classes and modules, from their code or for itself."""
+
+_OF_ENUMERATIONS = frozenset(vars(Flag("Made", ()))) - {"_boundary_"}
+"""Attributes that Python sets in enumerations."""
+_OF_TORCH = ("_torchdynamo_", "_dynamo_")
+"""How attributes begin that PyTorch sets in functions and classes; some are addresses."""
+_LOOKING_UP = {
+    "globals": globals, "eval": eval, "exec": exec, "__import__": __import__,
+    "import_module": importlib.import_module, "sys.modules": sys.modules,
+}  # fmt: skip
+"""What finds values or modules by a text."""
 
 
 class CodeWords(HashedWords):
@@ -47,6 +61,8 @@ class CodeWords(HashedWords):
         closed_over = self._closed_over(value)
         if is_library(value):  # for example the inner function of a decorator around a user's function
             for variable, item in closed_over.items():
+                if value.__globals__ is vars(functools) and variable == "cache_token":  # counts abstract classes
+                    continue
                 if isinstance(item, weakref.WeakKeyDictionary):  # of functools, for the types that were met
                     self.leave_out(item)
                 yield item, f"{name}.{variable}"
@@ -54,29 +70,42 @@ class CodeWords(HashedWords):
             return
         yield value.__code__, name
         yield from self._of_items("defaults", (value.__defaults__, value.__kwdefaults__), name)
-        yield from self._of_settable(vars(value), name, written_by(value.__code__))
-        modules, stored = [], self._writes.stored | stored_globals(value.__code__)
-        used = {word: value.__globals__[word] for word in globals_in(value.__code__) if word in value.__globals__}
-        passed = passed_on(value.__code__)
+        code = value.__code__
+        written = Writes(frozenset(rebound_by(code)), frozenset(written_by(code)), frozenset(stored_globals(code)))
+        yield from self._of_settable(vars(value), name, written.changed)
+        written |= self._writes
+        used = {word: value.__globals__[word] for word in globals_in(code) if word in value.__globals__}
+        passed = passed_on(code)
+        modules = []
         for word, referenced in [*closed_over.items(), *sorted(used.items())]:
-            if word in used and word in stored and not isinstance(referenced, types.FunctionType):
+            if word in used and word in written.stored and not isinstance(referenced, types.FunctionType):
                 self._add_written(referenced, f"{name}.{word}")
                 continue
             modules.append((referenced, f"{name}.{word}"))
-            if isinstance(referenced, types.ModuleType) and word not in passed:
-                self._put("module", referenced.__name__)
-            else:
-                yield referenced, f"{name}.{word}"
-        for word in sorted(looked_up_by(value.__code__) - used.keys()):
+            yield from self._of_taken(word, referenced, passed, f"{name}.{word}")
+        for word in _looked_up(code, {**closed_over, **used}):
             self.unchecked[f"{name}.{word}: what it finds when it runs"] = None
-        for level, imported in sorted(imports_of(value.__code__)):
+        for imported, taken, _ in bound_by_imports(code):
+            top = imported.partition(".")[0]
+            if not taken and top != imported and top in sys.modules:
+                modules.append((sys.modules[top], f"{name}.{top}"))
+                yield from self._of_taken(imported, sys.modules[top], passed, f"{name}.{top}")
+        for level, imported in sorted(imports_of(code)):
             full = absolute(level, imported, value)
             self._put("import", full)
             if full in sys.modules:  # nothing is imported here
                 modules.append((sys.modules[full], f"{name}.{full}"))
+                yield from self._of_taken(imported, sys.modules[full], passed, f"{name}.{full}")
             elif not is_installed(full.partition(".")[0]):
                 self.unchecked[f"{name}.{full}: module that is not imported yet"] = None
-        yield from self._of_modules(modules, sorted(names_in(value.__code__)))
+        yield from self._of_modules(modules, sorted(names_in(code)), passed, written)
+
+    def _of_taken(self, word: str, item: Any, passed: Set[str], name: str) -> Parts:
+        """Yield what code takes by a name; of a module that it only takes attributes of, `_of_modules` yields these."""
+        if isinstance(item, types.ModuleType) and word not in passed:
+            self._put("module", item.__name__)
+        else:
+            yield item, name
 
     def _closed_over(self, value: types.FunctionType) -> dict[str, Any]:
         """Return the variables of a function's closure."""
@@ -101,7 +130,8 @@ class CodeWords(HashedWords):
         if not is_library_module(value, value.__name__):
             functions = [item for item in vars(value).values() if isinstance(item, types.FunctionType)]
             stored = [stored_globals(item.__code__) for item in functions if item.__globals__ is vars(value)]
-            yield from self._of_settable(vars(value), name, self._writes.stored.union(*stored))
+            written = [key for key, item in vars(value).items() if _is_written(key, item, self._writes)]
+            yield from self._of_settable(vars(value), name, self._writes.stored.union(written, *stored))
 
     def _of_kind(self, value: Any, name: str) -> Parts:
         """Yield what a value has besides its contents: its class, and its attributes, if a user may have set any."""
@@ -112,10 +142,15 @@ class CodeWords(HashedWords):
         elif not isinstance(value, Tensor):
             return
         attributes = attached_to(value)
-        written = [key for key, item in attributes.items() if self._writes.to(key, item)]
-        yield from self._of_settable(attributes, name, written)
+        yield from self._of_settable(attributes, name, self._written(attributes))
 
-    def _of_modules(self, waiting: list[tuple[Any, str]], words: Sequence[str]) -> Parts:
+    def _written(self, attributes: Mapping[str, Any]) -> list[str]:
+        """Return the names of attributes that passes may write."""
+        return [key for key, item in attributes.items() if self._writes.to(key, item)]
+
+    def _of_modules(
+        self, waiting: list[tuple[Any, str]], words: Sequence[str], passed: Set[str], written: Writes
+    ) -> Parts:
         """Yield the attributes that are taken from a user's modules, and from modules in them."""
         met = set()
         for module, name in waiting:  # which grows
@@ -123,10 +158,15 @@ class CodeWords(HashedWords):
                 continue
             met.add(module)
             for word in words:
-                if word in vars(module):
-                    self._put(word)
-                    yield vars(module)[word], f"{name}.{word}"
-                    waiting.append((vars(module)[word], f"{name}.{word}"))
+                if word not in vars(module):
+                    continue
+                item = vars(module)[word]
+                if _is_written(word, item, written):
+                    self._add_written(item, f"{name}.{word}")
+                    continue
+                self._put(word)
+                yield from self._of_taken(word, item, passed, f"{name}.{word}")
+                waiting.append((item, f"{name}.{word}"))
 
     def _of_class(self, value: type, name: str) -> Parts:
         self._put("class", value.__module__, value.__qualname__)
@@ -135,20 +175,21 @@ class CodeWords(HashedWords):
             return
         yield from self._of_items("made by and of", (type(value), *value.__bases__), name)
         if issubclass(value, Enum):
-            yield {key: member.value for key, member in value.__members__.items()}, name
+            yield value._member_map_, name
+        made = {*_OF_ENUMERATIONS, *value._member_map_} if issubclass(value, Enum) else {}
         for key, item in sorted(vars(value).items()):
             if isinstance(item, _WRAPPERS):
                 self._put(type(item).__name__)
                 yield item.__func__, f"{name}.{key}"
-            elif isinstance(item, property):
+            elif isinstance(item, types.FunctionType):
+                yield item, f"{name}.{key}"
+            elif key in made:
+                continue
+            elif isinstance(item, (property, types.DynamicClassAttribute)):
                 yield from self._of_items("property", (item.fget, item.fset), f"{name}.{key}")
             elif isinstance(item, functools.cached_property):
                 yield item.func, f"{name}.{key}"
-            elif isinstance(item, types.FunctionType):
-                yield item, f"{name}.{key}"
-            elif not (
-                isinstance(item, _OF_CLASSES) or key == "_abc_impl" or (issubclass(value, Enum) and not is_plain(item))
-            ):
+            elif not (isinstance(item, _OF_CLASSES) or key == "_abc_impl"):
                 yield from self._of_settable({key: item}, name, {key} if self._writes.to(key, item) else ())
 
     def _of_settable(self, items: Mapping[str, Any], name: str, written: Iterable[str]) -> Parts:
@@ -156,11 +197,35 @@ class CodeWords(HashedWords):
         for key, item in sorted(items.items()):
             if key in written:
                 self._add_written(item, f"{name}.{key}")
-            elif key not in _OF_PYTHON:
+            elif key not in _OF_PYTHON and not key.startswith(_OF_TORCH):
                 self._put(key)
                 yield item, f"{name}.{key}"
 
     def _add_written(self, item: Any, name: str) -> None:
         """Name a value that may be a cache or a counter, unless it is empty."""
-        if item is not None and not (isinstance(item, (Mapping, Sequence, Set)) and not item):
+        if item is not None and items_of(item) != []:
             self._cannot_check(item, name)
+
+
+def _is_written(key: str, item: Any, writes: Writes) -> bool:
+    """Whether an attribute of a module may be written; those that are code count in any case."""
+    return writes.to(key, item) and not isinstance(item, (type, types.FunctionType, types.ModuleType))
+
+
+def _looked_up(code: types.CodeType, given: Mapping[str, Any]) -> list[str]:
+    """Return what code calls or reads to find values or modules by a name that only its run shows.
+
+    Args:
+        code: the code.
+        given: what its variables hold; others are builtins, or bound by imports in it.
+    """
+    held = {word: vars(builtins).get(word) for word in globals_in(code)} | {**given}
+    for module, taken, variable in bound_by_imports(code):
+        place = sys.modules.get(module if taken else module.partition(".")[0])
+        held[variable] = vars(place).get(taken) if taken and isinstance(place, types.ModuleType) else place
+    found = {id(held.get(variable)) for variable, _ in attributes_in(code)}
+    found |= {id(vars(held[v]).get(a)) for v, a in attributes_in(code) if isinstance(held.get(v), types.ModuleType)}
+    words = [word for word, item in _LOOKING_UP.items() if id(item) in found]
+    if "import_module" not in {*words, *given} and "import_module" in names_in(code):
+        words.append("import_module")
+    return sorted(words)

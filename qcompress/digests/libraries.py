@@ -51,7 +51,7 @@ def is_library(value: Any) -> bool:
     if not isinstance(value, type) or not value.__flags__ & _MADE_BY_A_STATEMENT or _is_in(module, value):
         return True
     functions = [function for _, function in functions_in(value)]
-    return all(map(is_library, functions)) and (bool(functions) or name != "builtins")
+    return bool(functions) and all(map(is_library, functions))
 
 
 def _is_library_code(file: str, namespace: dict[str, Any]) -> bool:

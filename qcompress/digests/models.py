@@ -14,7 +14,7 @@ from qcompress.digests.code import CodeWords
 from qcompress.digests.ownership import is_own
 from qcompress.digests.words import Parts
 
-_OF_SETTINGS = ("name_or_path", "transformers_version", "architectures")
+_OF_SETTINGS = ("name_or_path", "_name_or_path", "transformers_version", "architectures")
 """Attributes of the configurations of transformers on which no output depends."""
 _FUNCTIONS = (types.FunctionType, types.MethodType)
 _RANDOM = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
@@ -64,7 +64,9 @@ class ModelWords(CodeWords):
         """Yield what a tensor or an array has besides its values: class, attributes, hooks and mask."""
         hooks = ownership.hooks_on(value) if isinstance(value, Tensor) else []
         if hooks or is_own(type(value)) or (isinstance(value, Tensor) and ownership.attached_to(value)):
-            if self._is_new(value):  # as it may hold itself
+            if not self._is_new(value):  # it may hold itself
+                self._put("seen", self._seen[id(value)][0])
+            else:
                 yield from self._of_kind(value, name)
                 yield from self._of_items("hooks", hooks, name)
         else:
@@ -90,7 +92,6 @@ class ModelWords(CodeWords):
         self._put("settings", type(item).__qualname__)
         if is_own(type(item)):
             yield type(item), name
-        names = [*getattr(item, "__dict__", ()), *getattr(type(item), "__dataclass_fields__", ())]
         labels = _OF_SETTINGS if ownership.is_configuration(item) else ()
-        held = {key: getattr(item, key, None) for key in names if key not in labels}
+        held = {key: each for key, each in ownership.attached_to(item).items() if key not in labels}
         yield from self._of_attributes(type(item), held, name)

@@ -3,10 +3,12 @@
 What belongs to Python or an installed package is known by its name; only what the user wrote can change unnoticed.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import types
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -41,6 +43,8 @@ _HOOKS = {
     "_backward_pre_hooks": (),
 }
 """Where a module keeps its hooks, and the numbers of those that were registered with a flag."""
+_OF_MEMBERS = ("_value_", "_name_", "__objclass__", "_sort_order_", "_inverted_")
+"""Attributes that Python sets in members of enumerations."""
 _CAPTURING = "transformers.utils.output_capturing"
 _COMPILED = ("torch._dynamo.eval_frame", "OptimizedModule")
 """Module and name of the class that `torch.compile` returns."""
@@ -48,8 +52,15 @@ _PLAIN = (
     bool, int, float, complex, str, bytes, Enum, PurePath, range, np.generic, torch.dtype, torch.device,
     type(None), type(...),
 )  # fmt: skip
+PYTHONS = frozenset({bool, int, float, complex, str, bytes, type(None)})
+"""Kinds of most plain values; none of them is a user's."""
 _CACHED = type(functools.cache(len))
 _MODULE = frozenset(vars(nn.Module()))
+_MAKING = {
+    "__init__", "__post_init__", "__new__", "__init_subclass__", "__set_name__", "__del__", "__copy__", "__deepcopy__",
+    "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__",
+}  # fmt: skip
+"""Methods by which objects are made and copied; Python calls others like them in passes."""
 _OTHERWISE = (nn.Module, Mapping, Sequence, Set)
 """What is looked into in another way than by its attributes."""
 
@@ -75,20 +86,30 @@ def hooks_on(tensor: Tensor) -> list[Any]:
 
 
 def attached_to(value: Any) -> dict[str, Any]:
-    """Return the attributes of an object, in its dictionary or in slots that a user's class declares.
+    """Return the attributes of an object, in its dictionary and in slots of fields or that a user's class declares.
 
-    Left out is what libraries set in tensors.
+    No code of the user runs. Left out is what libraries set in tensors, and Python in members of enumerations.
     """
-    others = OF_LIBRARIES if isinstance(value, Tensor) else ()
-    slots = [
-        key
-        for base in type(value).__mro__
-        if not is_library(base)
-        for key, item in vars(base).items()
-        if isinstance(item, types.MemberDescriptorType)
-    ]
-    found = {**{key: getattr(value, key, None) for key in slots}, **getattr(value, "__dict__", {})}
-    return {key: item for key, item in found.items() if not key.startswith(others)}
+    others = OF_LIBRARIES if isinstance(value, Tensor) else _OF_MEMBERS if isinstance(value, Enum) else ()
+    kind = type(value)
+    fields = inspect.getattr_static(kind, "__dataclass_fields__", ())
+    found: dict[Any, Any] = {}
+    for base in kind.__mro__:
+        for key, item in vars(base).items():
+            if isinstance(item, types.MemberDescriptorType) and (key in fields or not is_library(base)):
+                with contextlib.suppress(AttributeError):  # nothing is in the slot
+                    found.setdefault(key, item.__get__(value, kind))
+    found.update(dict.items(dictionary_of(value) or {}))
+    return {key: item for key, item in found.items() if isinstance(key, str) and not key.startswith(others)}
+
+
+def dictionary_of(value: Any) -> dict[str, Any] | None:
+    """Return where an object keeps its attributes, if it does, without asking its class."""
+    for base in type(value).__mro__:
+        if isinstance(item := vars(base).get("__dict__"), types.GetSetDescriptorType | types.MemberDescriptorType):
+            found: dict[str, Any] = item.__get__(value, type(value))
+            return found
+    return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,8 +138,8 @@ class Writes:
 def written_in_passes(modules: Iterable[nn.Module]) -> Writes:
     """Return what code of the user may write when the modules run.
 
-    Followed are ``forward`` and hooks and, from there, all methods of the modules and of what they hold, and functions,
-    by their names.
+    Followed are ``forward``, hooks and what operators call and, from there, all methods of the modules and of what they
+    hold, and functions, by their names.
     """
     listed = list(modules)
     waiting: list[Any] = [
@@ -130,7 +151,9 @@ def written_in_passes(modules: Iterable[nn.Module]) -> Writes:
     for base in bases:
         for name, method in functions_in(base):
             methods.setdefault(name, []).append(method)
-    waiting += (*methods.get("forward", ()), *methods.get("__call__", ()))
+    for name, found_by_name in methods.items():
+        if name == "forward" or (name.startswith("__") and name not in _MAKING):  # as for operators
+            waiting += found_by_name
     found: set[types.CodeType] = set()
     while waiting:
         function = _function_of(waiting.pop())
@@ -163,14 +186,22 @@ def _function_of(value: Any) -> types.FunctionType | None:
     return function if isinstance(function, types.FunctionType) else None
 
 
-def assigned_by_libraries(kind: type) -> frozenset[str]:
-    """Return the names of attributes that the classes of libraries that a class is made of assign."""
-    return _assigned_in(tuple(base for base in kind.__mro__ if is_library(base)))
+def assigned_by_libraries(kind: type, *, setters: bool = True) -> frozenset[str]:
+    """Return the names of attributes that the classes of libraries that a class is made of assign.
+
+    What only their properties assign may be set by users.
+    """
+    return _assigned_in(tuple(base for base in kind.__mro__ if is_library(base)), setters)
 
 
 @functools.lru_cache(maxsize=256)
-def _assigned_in(classes: tuple[type, ...]) -> frozenset[str]:
-    codes = (function.__code__ for each in classes if each is not nn.Module for _, function in functions_in(each))
+def _assigned_in(classes: tuple[type, ...], setters: bool = True) -> frozenset[str]:
+    codes = (
+        function.__code__
+        for each in classes
+        if each is not nn.Module
+        for _, function in functions_in(each, setters=setters)
+    )
     return frozenset().union(*map(assigned_by, codes))
 
 
@@ -185,7 +216,7 @@ def is_of_library(key: str, kind: type) -> bool:
         return True
     if key in _assigned_in(tuple(base for base in kind.__mro__ if not is_library(base))):
         return False
-    return key in assigned_by_libraries(kind) or (module and key.startswith(OF_LIBRARIES))
+    return key in assigned_by_libraries(kind, setters=False) or (module and key.startswith(OF_LIBRARIES))
 
 
 def is_own(kind: type) -> bool:
@@ -207,12 +238,12 @@ def is_settings(value: Any) -> bool:
         return False
     plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
     pickled = any("__getstate__" in vars(base) or vars(base).get("__slots__") for base in kind.__mro__[:-1])
-    return dataclasses.is_dataclass(kind) or (plain and not pickled and hasattr(value, "__dict__"))
+    return dataclasses.is_dataclass(kind) or (plain and not pickled and dictionary_of(value) is not None)
 
 
 def is_plain(value: Any) -> bool:
     """Whether a value is known by its text, and by its class if that is the user's own."""
-    return isinstance(value, _PLAIN)
+    return isinstance(value, _PLAIN) and not isinstance(value, np.void)  # which may hold objects
 
 
 def is_simple(value: Any) -> bool:
@@ -220,10 +251,21 @@ def is_simple(value: Any) -> bool:
     waiting, met = [value], {id(value): value}
     while waiting:
         item = waiting.pop()
-        if isinstance(item, (Mapping, list, tuple, set, frozenset)):
-            held = {id(each): each for each in (item.values() if isinstance(item, Mapping) else item)}
+        if (found := items_of(item)) is not None:
+            held = {id(each): each for each in found}
             waiting += [each for key, each in held.items() if key not in met]
             met |= held
-        elif not is_plain(item):
+        elif not is_plain(item) and not (isinstance(item, Mapping) and is_own(type(item))):
             return False
     return True
+
+
+def items_of(value: Any) -> list[Any] | None:
+    """Return the values of a container, as Python keeps them; None if it is none, or a user's other mapping."""
+    bases: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
+    for base in bases:
+        if isinstance(value, base):
+            return list(base.__iter__(value))
+    if isinstance(value, dict):
+        return list(dict.values(value))
+    return list(value.values()) if isinstance(value, Mapping) and not is_own(type(value)) else None

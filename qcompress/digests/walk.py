@@ -5,7 +5,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qcompress.digests.models import ModelWords
-from qcompress.digests.ownership import is_own, is_plain, is_settings
+from qcompress.digests.ownership import PYTHONS, is_own, is_plain, is_settings, items_of
 from qcompress.digests.words import Parts, plain_words
 
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -35,13 +35,13 @@ class Digest(ModelWords):
             found = next(waiting[-1], None)
             if found is None:
                 waiting.pop()
-            elif is_plain(found[0]) and not is_own(type(found[0])):
+            elif type(found[0]) in PYTHONS or (is_plain(found[0]) and not is_own(type(found[0]))):
                 self._put(plain_words(found[0]))
             else:
                 waiting.append(self._parts(*found))
 
     def _parts(self, value: Any, name: str) -> Parts:
-        if isinstance(value, (np.ndarray, Tensor)):
+        if isinstance(value, (np.ndarray, np.void, Tensor)):
             yield from self._of_array(value, name)
             yield from self._of_attached(value, name)
         elif self._is_new(value):
@@ -83,6 +83,9 @@ class Digest(ModelWords):
         if isinstance(value, defaultdict):
             yield value.default_factory, name
         items = list(dict.items(value) if isinstance(value, dict) else value.items())
+        if isinstance(value, OrderedDict):  # which has another order than the dictionary below it
+            order = {id(key): place for place, key in enumerate(OrderedDict.__iter__(value))}
+            items.sort(key=lambda item: order[id(item[0])])
         self._put("mapping", len(items))
         for key, item in items:  # in its order, which a forward pass may follow
             yield key, name
@@ -97,10 +100,8 @@ class Digest(ModelWords):
         """Yield what a plain value of a user's own class holds; members of enumerations have an inner value."""
         self._put(plain_words(value))
         if isinstance(value, Enum):
-            yield type(value), name
-            yield value.value, name
-        else:
-            yield from self._of_kind(value, name)
+            yield value._value_, name
+        yield from self._of_kind(value, name)
 
     def _of_set(self, value: Any, name: str) -> Parts:
         """Yield the items in the order of their labels; those that have one label cannot be told apart, and are named.
@@ -125,7 +126,7 @@ class Digest(ModelWords):
         if id(value) in self._seen:
             return f"seen {self._seen[id(value)][0]}"
         if isinstance(value, (tuple, frozenset)):
-            labels = map(self._label, value)
+            labels = map(self._label, items_of(value) or ())
             return repr(sorted(labels) if isinstance(value, frozenset) else tuple(labels))
         if isinstance(value, Tensor) and self._is_held(value):
             return f"held {self._held[value.untyped_storage()._cdata][0]} {value.storage_offset()}"
@@ -158,6 +159,9 @@ class Digest(ModelWords):
             return
         _, args, *rest = reduced
         yield from self._of_items("made from", [item for item in args if item is not type(value)], name)
+        if is_own(type(value)) and rest and type(rest[0]) is dict and all(type(key) is str for key in rest[0]):
+            yield from self._of_settable(rest[0], name, self._written(rest[0]))
+            rest = rest[1:]
         for extra in rest:
             if extra is None or isinstance(extra, Mapping):
                 yield extra, name

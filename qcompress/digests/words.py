@@ -6,6 +6,7 @@ Methods named ``_of_…`` put what is known of a value and yield its parts with 
 import hashlib
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from pathlib import PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -75,7 +76,7 @@ class HashedWords:
         elif isinstance(value, Tensor):
             yield from self._of_tensor(value, name)
         elif value.dtype.hasobject:
-            yield from self._of_items("objects", [value.shape, *value.ravel().tolist()], name)
+            yield from self._of_items("objects", [str(value.dtype), value.shape, *value.ravel().tolist()], name)
         else:
             self._put("numpy array", str(value.dtype), value.shape)
             self._sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
@@ -99,9 +100,12 @@ def plain_words(value: Any) -> tuple[str, str]:
     """Return type and text of a plain value, whatever text a user's own class gives."""
     kind = type(value)
     if isinstance(value, np.generic):
-        return kind.__name__, repr(value.item())
+        dtype: Any = np.generic.dtype
+        return kind.__name__, f"{dtype.__get__(value)} {np.generic.item(value)!r}"
     if isinstance(value, Enum):
-        return kind.__qualname__, str(value.name)
+        return kind.__qualname__, str(value._name_)
+    if isinstance(value, PurePath):
+        return kind.__name__, repr(PurePath.__str__(value))
     base: Any = next((base for base in (int, float, complex, str, bytes) if isinstance(value, base)), kind)
     return kind.__name__, repr(value) if kind is bool else base.__repr__(value)
 
