@@ -101,9 +101,10 @@ def attributes_in(code: types.CodeType) -> set[tuple[str, str]]:
     }
 
 
-def assigned_by(code: types.CodeType) -> set[str]:
+@functools.lru_cache(maxsize=4096)
+def assigned_by(code: types.CodeType) -> frozenset[str]:
     """Return the names of attributes that code assigns or deletes."""
-    return _named(code, _ASSIGNING)
+    return frozenset(_named(code, _ASSIGNING))
 
 
 def written_by(code: types.CodeType) -> set[str]:
@@ -169,7 +170,7 @@ def rebound_by(code: types.CodeType) -> set[str]:
     >>> sorted(rebound_by(forward.__code__))
     ['seen_', 'seen_*']
     """
-    found = assigned_by(code)
+    found = set(assigned_by(code))
     for each in _with_inner(code):
         if not _BY_TEXT.isdisjoint(each.co_names):
             found |= {text for text in each.co_consts if isinstance(text, str) and text.isidentifier()}
@@ -179,7 +180,7 @@ def rebound_by(code: types.CodeType) -> set[str]:
 
 def _patterns(code: types.CodeType) -> set[str]:
     """Return patterns of the names that f-strings without a condition in them may give."""
-    patterns, before = set(), _instructions(code)
+    patterns, before = set(), list(_instructions(code))
     while before:
         instruction = before.pop()
         if instruction.opname != "BUILD_STRING":
@@ -213,7 +214,8 @@ def _named(code: types.CodeType, operations: Sequence[str]) -> set[str]:
     }
 
 
-def _instructions(code: types.CodeType) -> list[dis.Instruction]:
+@functools.lru_cache(maxsize=128)  # as a function is read in several ways, one after the other
+def _instructions(code: types.CodeType) -> tuple[dis.Instruction, ...]:
     """The instructions, without those that only lengthen the next one's argument; two in one (3.13) are separate."""
     found = []
     for each in dis.get_instructions(code):
@@ -223,7 +225,7 @@ def _instructions(code: types.CodeType) -> list[dis.Instruction]:
                 found.append(each._replace(opname=single, opcode=dis.opmap[single], arg=0, argval=name))
         elif each.opname != "EXTENDED_ARG":
             found.append(each)
-    return found
+    return tuple(found)
 
 
 def _is_variable(instruction: dis.Instruction) -> bool:

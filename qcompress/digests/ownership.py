@@ -95,8 +95,9 @@ def attached_to(value: Any) -> dict[str, Any]:
     fields = inspect.getattr_static(kind, "__dataclass_fields__", ())
     found: dict[Any, Any] = {}
     for base in kind.__mro__:
-        for key, item in vars(base).items():
-            if isinstance(item, types.MemberDescriptorType) and (key in fields or not is_library(base)):
+        library = is_library(base)
+        for key, item in () if library and not fields else vars(base).items():
+            if isinstance(item, types.MemberDescriptorType) and (key in fields or not library):
                 with contextlib.suppress(AttributeError):  # nothing is in the slot
                     found.setdefault(key, item.__get__(value, kind))
     found.update(dict.items(dictionary_of(value) or {}))
