@@ -5,7 +5,7 @@ however small the move, and the more tokens and layers there are the surer one o
 same, as it tells what happens while the choices stay. So the outputs that a gradient is compared with are computed with
 the choices of the unmoved network: the results of all operations that turn numbers into places (``topk``, ``sort``,
 ``argmax`` …) or truth values (comparisons) are noted in one run and given back in the next ones. Rounding is no choice:
-conversions to integers, ``round`` and the like are computed as they are, and so is what numpy does.
+conversions to integers, ``round``, ``bucketize`` and the like are computed as they are, and so is what numpy does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qcompress.model.dispatch import Watching
 
-CONVERSION = "aten::_to_copy"
+ROUNDING = {"aten::_to_copy", "aten::bucketize", "aten::searchsorted"}
 
 
 class HeldChoices:
@@ -92,7 +92,7 @@ def _places(func: Any, result: Any) -> Tensor | None:
     if not isinstance(places, Tensor) or places.dtype not in {torch.bool, torch.int32, torch.int64}:
         return None
     schema = func._schema
-    if schema.name == CONVERSION or any(value.alias_info is not None for value in schema.returns):
+    if schema.name in ROUNDING or any(value.alias_info is not None for value in schema.returns):
         return None
     alone = places is result or [value.name for value in schema.returns] == ["values", "indices"]
     return places if alone else None

@@ -9,14 +9,15 @@ have kinks: a wrong gradient stays wrong. Discrete choices, such as the experts 
 without the move (`choices`). Layers are moved in groups, each so far that it changes the outputs as much as the others,
 and one by one only where a group does not match. The larger a group, the closer it has to match, so that one wrong
 layer among many shows. Half precision would round such steps away, so a model in half precision is checked while it
-holds the same numbers in float32 (`widened`). Beside a path without it, rounding is seen by no step that is small
-enough for the gradient to be right, so it is looked for by itself (`rounded`).
+holds the same numbers in float32 (`widened`). Where a network rounds what depends on a weight, or computes in half
+precision, larger steps are needed to see its effect, and a larger difference is tolerated (`rounded`).
 """
 
 import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,9 @@ from qcompress.errors import NotFiniteError
 from qcompress.measuring.memory import Returning, return_free_memory
 from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.choices import HeldChoices
-from qcompress.measuring.methods.rounded import Smoothed, rounded
+from qcompress.measuring.methods.rounded import rounded
 from qcompress.model.modes import differentiable
 from qcompress.model.scores import random_numbers
-
-STEPS = 3e-3, 3e-4, 3e-5
-"""How far a weight is moved, relative to its size; a later step is tried if those before are not linear enough."""
 
 RANK = 8
 """Rank of the random directions."""
@@ -44,9 +42,6 @@ GROUPS, SMALLEST_GROUP = 8, 4
 ATTEMPTS = 3
 """Number of random directions in which the outputs must not follow: a single kink in the way is no wrong gradient."""
 
-TOGETHER, ALONE = 0.05, 0.1
-"""Relative difference of predicted and actual change above which a group, or a single layer, fails the check."""
-
 HALF_A_LAYER = 0.5
 """Share of one layer's predicted change: a group that misses more fails. Changes add up like random numbers."""
 
@@ -54,8 +49,31 @@ LARGEST_SHARE = 10.0
 """Largest factor by which a weight is moved farther, or less far, to change the outputs as much as the others."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Moves of a weight.
+
+    Attributes:
+        sizes: how far it is moved, relative to its size; a later step is tried if those before do not match.
+        together, alone: relative difference of predicted and actual change above which a group, or a layer, fails.
+    """
+
+    sizes: tuple[float, ...]
+    together: float
+    alone: float
+
+
+SMALL = _Steps((3e-3, 3e-4, 3e-5), 0.05, 0.1)
+LARGE = _Steps((1e-1,), 0.15, 0.3)
+
+
 @torch.no_grad()
-def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator) -> list[int]:
+def misleading(
+    run: Callable[[], Tensor],
+    weights: Sequence[nn.Parameter],
+    generator: torch.Generator,
+    several: Callable[[], Tensor] | None = None,
+) -> list[int]:
     """Return the indices of weights whose gradient the outputs do not follow, unless rounding may explain it.
 
     In half precision rounding may explain everything, and the result is empty.
@@ -64,6 +82,8 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
         run: function that returns the outputs of some samples, the same on every call.
         weights: weights to move; exactly restored afterwards.
         generator: generator for the probes and directions.
+        several: same as ``run`` with more samples, for weights whose effect is rounded: of few numbers, none may be
+            rounded otherwise.
 
     >>> layer, x = nn.Linear(3, 2), torch.ones(1, 3)
     >>> rounded = lambda: (y := layer(x)) + (torch.round(4 * y) / 4 - y).detach()
@@ -72,40 +92,41 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
     """
     if any(evidence.half(weight) for weight in weights):
         return []  # steps this small are lost in the rounding
-    smoothly, wrong = rounded(run, weights)
-    wrong += _always_wrong(run, run, weights, set(range(len(weights))).difference(wrong), generator)
-    wrong += _always_wrong(run, Smoothed(run), weights, set(smoothly).difference(wrong), generator)
-    return sorted(wrong)
+    suspects, in_half = rounded(run, weights)
+    if in_half:
+        return _always_wrong(run, weights, range(len(weights)), generator, LARGE)
+    wrong = _always_wrong(run, weights, range(len(weights)), generator, SMALL)
+    return sorted({*wrong, *_always_wrong(several or run, weights, set(suspects).difference(wrong), generator, LARGE)})
 
 
 def _always_wrong(
     run: Callable[[], Tensor],
-    moving: Callable[[], Tensor],
     weights: Sequence[nn.Parameter],
     suspects: Iterable[int],
     generator: torch.Generator,
+    steps: _Steps,
 ) -> list[int]:
-    """Return those of some weights whose gradients in ``run`` the outputs of ``moving`` follow in no direction."""
+    """Return those of some weights that the outputs follow in no direction."""
     wrong = sorted(suspects)
     for attempt in range(ATTEMPTS):
         if not wrong:
             break
         together = 1 if attempt else max(-(-len(wrong) // GROUPS), SMALLEST_GROUP)
         some = [weights[index] for index in wrong]
-        wrong = [wrong[place] for place in _not_followed(run, moving, some, generator, together=together)]
+        wrong = [wrong[place] for place in _not_followed(run, some, generator, steps, together=together)]
     return wrong
 
 
 def _not_followed(
-    with_gradients: Callable[[], Tensor],
-    moving: Callable[[], Tensor],
+    run: Callable[[], Tensor],
     weights: Sequence[nn.Parameter],
     generator: torch.Generator,
+    steps: _Steps,
     *,
     together: int,
 ) -> list[int]:
     """Return the indices of weights that the outputs do not follow in one random direction; see `misleading`."""
-    run = HeldChoices(moving)
+    with_gradients, run = run, HeldChoices(run)
     run()  # without gradients, with which a network may look at other numbers
     moves = _Moves(weights, generator)
     probes = _Probes(torch.randint(2**31, (PROBES,), generator=generator).tolist())
@@ -122,13 +143,13 @@ def _not_followed(
     shares = {i: min(max(middle / size, 1 / LARGEST_SHARE), LARGEST_SHARE) for i, size in sizes.items()}
 
     def follows(indices: list[int], tolerance: float) -> bool:
-        return any(follows_at(step, indices, tolerance) for step in STEPS)
+        return any(follows_at(step, indices, tolerance) for step in steps.sizes)
 
     def follows_at(step: float, indices: list[int], tolerance: float) -> bool:
         lengths = {index: step * shares[index] for index in indices}
         each = torch.stack([length * slopes[index] for index, length in lengths.items()])
         size = float(each.norm())
-        if noise > ALONE * size and step != STEPS[0]:
+        if noise > steps.alone * size and step != steps.sizes[0]:
             return False  # rounding would hide whether they do
         sums = []
         for sign in (1.0, -1.0):
@@ -143,8 +164,8 @@ def _not_followed(
     order, wrong = list(sizes), []
     for start in range(0, len(order), together):
         group = order[start : start + together]
-        if len(group) == 1 or not follows(group, min(TOGETHER, HALF_A_LAYER / len(group) ** 0.5)):
-            wrong += [index for index in group if not follows([index], ALONE)]
+        if len(group) == 1 or not follows(group, min(steps.together, HALF_A_LAYER / len(group) ** 0.5)):
+            wrong += [index for index in group if not follows([index], steps.alone)]
     return wrong
 
 

@@ -2,14 +2,13 @@
 
 If nothing of a weight passes but what is rounded, it has no gradient, which shows. Beside a path that is not rounded,
 such as that of a residual network, it has one, and a step that is small enough for it to be right is too small to round
-anything otherwise. So rounding is found by its operations: from the weights on, it is followed which numbers depend on
-which weights, also where a path is detached (`rounded`). Truth values and places are not followed: what a network
-chooses by comparing is not rounded (see `choices`). Then the gradients must be those of a network that rounds by the
-same amount wherever its weights are (`Smoothed`), as rounding does on average. Where whole numbers come out, there is
-no such network.
+anything otherwise. So weights with rounded effects are found by the operations of a run: it is followed which numbers
+depend on which weights, also where a path is detached. They need steps that do round otherwise (`gradient_check`): an
+interpolation rounds too, and has the right gradient. Truth values and places are not followed: what a network
+chooses by comparing is not rounded (see `choices`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,149 +18,95 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from qcompress.model.dispatch import Watching
 
-aten = torch.ops.aten
-WHOLE = {aten.round, aten.floor, aten.ceil, aten.trunc, aten.fix}
-QUOTIENTS = {aten.floor_divide, aten.div}
-"""Division, if it rounds."""
-
-REMAINDERS = {aten.fmod, aten.remainder, aten.frac}
-PLACES = {aten.bucketize, aten.searchsorted}
-CONVERSIONS = {aten._to_copy, aten.copy, aten.copy_}
+ROUNDING = {
+    "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder", "floor_divide", "sign", "sgn",
+    "bucketize", "searchsorted",
+}  # fmt: skip
+CONVERTING = {"_to_copy", "copy", "copy_", "view"}
 QUANTIZING = "quantize_per_", "fake_quantize_", "_fake_quantize_"
+WITHOUT_VALUES = "zero", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "new_"
+"""Beginnings of names of operations whose result does not depend on their first tensor's values."""
 
 
 @torch.no_grad()
-def rounded(run: Callable[[], object], weights: Sequence[Tensor]) -> tuple[list[int], list[int]]:
-    """Return the indices of weights that numbers depend on which are rounded while ``run`` is called once.
+def rounded(run: Callable[[], object], weights: Sequence[Tensor]) -> tuple[list[int], bool]:
+    """Return the indices of weights that numbers depend on which are rounded, and whether some turn to half precision.
 
-    Returns:
-        Those that are rounded to floating-point numbers, and those of which whole numbers are made.
+    Args:
+        run: function that runs a network.
+        weights: weights to follow.
 
     >>> layer, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
-    >>> rounded(lambda: torch.round(layer(x)), [layer.weight]), rounded(lambda: layer(x).int(), [layer.weight])
-    (([0], []), ([], [0]))
+    >>> rounded(lambda: 0.1 * layer(x) + torch.round(layer(x)), [layer.weight, layer.bias])
+    ([0, 1], False)
     """
     with _Following(weights) as following:
         run()
-    number = range(len(weights))
-    return [i for i in number if following.rounded >> i & 1], [i for i in number if following.whole >> i & 1]
-
-
-class Smoothed:
-    """A function that rounds by the amounts of its first call in every call.
-
-    Args:
-        run: function that returns the outputs of a network. Where a call does other operations than the first, later
-            numbers are rounded as they are.
-
-    >>> number = torch.tensor(2.4)
-    >>> half = Smoothed(lambda: torch.round(number) / 2)
-    >>> float(half()), float(number.add_(1.0)), float(half()), float(number.add_(0.5)), float(half())
-    (1.0, 3.4000000953674316, 1.5, 3.9000000953674316, 1.75)
-    """
-
-    def __init__(self, run: Callable[[], Tensor]) -> None:
-        self._run = run
-        self._amounts: list[Tensor] | None = None
-
-    def __call__(self) -> Tensor:
-        """Return the outputs."""
-        with _Smoothing(None if self._amounts is None else iter(self._amounts)) as smoothing:
-            output = self._run()
-        if self._amounts is None:
-            self._amounts = smoothing.amounts
-        return output
-
-
-class _Smoothing(Watching):  # type: ignore[no-untyped-call]
-    """Mode that notes in ``amounts`` by how much numbers are rounded, or rounds them by the given amounts."""
-
-    def __init__(self, again: Iterator[Tensor] | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.amounts: list[Tensor] = []
-        self._again = again
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        operation = _rounding(func, kwargs)
-        if operation is None or not (isinstance(args[0], Tensor) and args[0].is_floating_point()):
-            return func(*args, **kwargs)
-        smooth = _smooth(operation, args)
-        result = func(*args, **kwargs)
-        if self._again is None:
-            self.amounts.append(result - smooth)
-            return result
-        amount = next(self._again, None)
-        if amount is None or amount.shape != result.shape:
-            self._again = iter(())
-            return result
-        return result.copy_(smooth + amount)
+    return [index for index in range(len(weights)) if following.bits >> index & 1], following.in_half
 
 
 class _Following(Watching):  # type: ignore[no-untyped-call]
     """Mode that follows what depends on weights.
 
     Attributes:
-        rounded, whole: a bit for every weight whose effect is rounded, or made a whole number.
+        bits: a bit for every weight whose effect is rounded.
+        in_half: whether numbers were turned into half precision.
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.rounded = self.whole = 0
-        self._bits: Any = WeakIdKeyDictionary()  # memory of tensors → bits of the weights that they depend on
+        self.bits, self.in_half = 0, False
+        self._bits_of: Any = WeakIdKeyDictionary()  # memory of tensors → bits of the weights that they depend on
         for index, weight in enumerate(weights):
-            self._add(weight, 1 << index)
+            self._bits_of[_memory(weight)] = self._of([weight]) | 1 << index
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = [value for value in tree_leaves((args, kwargs)) if _is_followed(value)]
+        given = [value for value in tree_leaves((args, kwargs)) if _has_values(value)]
+        bits, dtype = self._of(given), given[0].dtype if given else None
         result = func(*args, **kwargs)
-        bits = 0
-        for value in given:
-            bits |= self._bits.get(value.untyped_storage(), 0)
-        if bits:
-            if _rounding(func, kwargs) is not None:
-                self.rounded |= bits
-            elif _makes_whole(func, result):
-                self.whole |= bits
-            for value in tree_leaves(result):
-                if _is_followed(value):
-                    self._add(value, bits)
+        made = [value for value in tree_leaves(args[0] if result is None else result) if isinstance(value, Tensor)]
+        name = func._overloadpacket.__name__.removeprefix("_foreach_")
+        if name.startswith(WITHOUT_VALUES):
+            for value in made:
+                if value.layout != torch.strided or value.nbytes >= value.untyped_storage().nbytes():
+                    self._bits_of.pop(_memory(value), None)
+        elif bits and made:
+            if _rounds(name, kwargs, dtype, made[0]):
+                self.bits |= bits
+            self.in_half |= name == "_to_copy" and made[0].dtype.itemsize == 2 < dtype.itemsize  # type: ignore[union-attr]
+            for value in filter(_has_values, made):
+                self._bits_of[_memory(value)] = self._of([value]) | bits
         return result
 
-    def _add(self, tensor: Tensor, bits: int) -> None:
-        memory = tensor.untyped_storage()
-        self._bits[memory] = self._bits.get(memory, 0) | bits
+    def _of(self, tensors: Sequence[Tensor]) -> int:
+        bits = 0
+        for tensor in tensors:
+            bits |= self._bits_of.get(_memory(tensor), 0)
+        return bits
 
 
-def _is_followed(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype.is_floating_point
+def _has_values(value: object) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex() or value.is_quantized)
 
 
-def _rounding(func: Any, kwargs: Mapping[str, Any]) -> object | None:
-    """The operation, without its form in place, if it rounds floating-point numbers; else None."""
-    operation = getattr(aten, func._overloadpacket.__name__.removesuffix("_"), None)
-    if operation is aten.div and not kwargs.get("rounding_mode"):
-        return None
-    return operation if operation in WHOLE | QUOTIENTS | REMAINDERS else None
+def _memory(tensor: Tensor) -> object:
+    return tensor.untyped_storage() if tensor.layout == torch.strided else tensor
 
 
-def _smooth(operation: object, args: Sequence[Any]) -> Tensor:
-    """What an operation returns on average, but for a constant."""
-    numbers: Tensor = args[0]
-    if operation in REMAINDERS:
-        return torch.zeros_like(numbers)
-    return numbers / args[1] if operation in QUOTIENTS else numbers.clone()
+def _rounds(name: str, kwargs: Mapping[str, Any], dtype: torch.dtype | None, result: Tensor) -> bool:
+    """Whether an operation on floating-point numbers rounds them.
 
-
-def _makes_whole(func: Any, result: object) -> bool:
-    """Whether an operation makes whole numbers, or others of few values, of floating-point ones."""
-    packet = func._overloadpacket
-    if packet in CONVERSIONS:
-        dtype = result.dtype if isinstance(result, Tensor) else torch.bool
-        return dtype != torch.bool and (not dtype.is_floating_point or dtype.itemsize == 1)
-    return packet in PLACES or packet.__name__.startswith(QUANTIZING)
+    Args:
+        name: its name.
+        kwargs: its named arguments.
+        dtype: dtype of its first tensor.
+        result: what it returned.
+    """
+    if name in CONVERTING:
+        few_values = result.dtype.itemsize == 1 or not (result.is_floating_point() or result.is_complex())
+        return few_values and result.dtype not in {dtype, torch.bool}
+    plain = name.removesuffix("_")
+    return plain in ROUNDING or bool(kwargs.get("rounding_mode")) or plain.startswith(QUANTIZING)

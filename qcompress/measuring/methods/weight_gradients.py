@@ -18,7 +18,8 @@ rounding, numpy), or if the outputs of the first sample, at its real positions, 
 `gradient_check`), the options are evaluated one by one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,9 @@ from qcompress.model.alone import same_losses, same_outputs
 from qcompress.model.batches import as_float32, samples
 from qcompress.model.padding import at_real_positions
 from qcompress.model.scores import random_numbers
+
+SEVERAL = 8
+"""Number of samples that show whether what is rounded follows a gradient."""
 
 
 class WeightGradients:
@@ -78,7 +82,7 @@ class WeightGradients:
             reference: outputs of the original, if the model is not the original.
         """
         alone = self._samples(batch)
-        self._check(alone[0])
+        self._check(alone)
         if self._all_tried:
             return self._without_gradients(batch, len(alone), reference)
         slopes, num_samples = [], 0
@@ -129,8 +133,8 @@ class WeightGradients:
             cost[flat], squares[flat], effects[flat] = rises.sum(), np.square(by_column).sum(), 0.0
         return Effects(cost, [effects], num_samples, cost_squares=squares)
 
-    def _check(self, sample: Any) -> None:
-        """Note the layers whose gradient the outputs do not follow, the first time only."""
+    def _check(self, alone: Sequence[Any]) -> None:
+        """Note the layers whose gradient the outputs of the first sample do not follow, the first time only."""
         if not self._check_due:
             return
         self._check_due = False
@@ -140,20 +144,21 @@ class WeightGradients:
         weights = [layer.site(self._model).weight for layer in layers]
         generator = torch.Generator().manual_seed(0)
         with widened(self._model) as wide:
-            given = as_float32(sample) if wide else sample
+            given = [as_float32(sample) if wide else sample for sample in alone[:SEVERAL]]
+
+            def outputs(samples: Sequence[Any]) -> Tensor:
+                each = [at_real_positions(own, forwards.run(self._model, own, self._forward)) for own in samples]
+                return torch.cat([output.flatten() for output in each])
+
             try:
-                wrong = misleading(
-                    lambda: at_real_positions(given, forwards.run(self._model, given, self._forward)),
-                    weights,
-                    generator,
-                )
+                wrong = misleading(partial(outputs, given[:1]), weights, generator, partial(outputs, given))
             except Exception as error:
-                if forwards.is_out_of_memory(error) or not (wide or isinstance(error, RuntimeError)):
+                if forwards.is_out_of_memory(error):
                     raise
-                wrong = []  # the model's own code asks for half precision, so it cannot be checked in float32
+                wrong = []  # if wide, the model's own code asks for half precision: it cannot be checked in float32
                 if not wide:
                     with torch.no_grad():
-                        forwards.run(self._model, sample, self._forward)  # raises if the model itself is at fault
+                        forwards.run(self._model, alone[0], self._forward)  # raises if the model itself is at fault
                     reason = evidence.without_gradients(error)
                     self.tried |= {part.name: reason for part in self._candidates.parts}
         return_free_memory()

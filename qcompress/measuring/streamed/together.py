@@ -73,7 +73,7 @@ class TogetherGradients(WeightGradients):
     def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
         """Compute the costs and effects of the batch, see `WeightGradients.batch_effects`."""
         alone = self._samples(batch)
-        self._check(alone[0])
+        self._check(alone)
         if self.together is None:
             wanted = not self._all_tried and self.apart is not False and reference is None and self._saves_time()
             self.together = self._how_many(alone[0], generator) if wanted else 0

@@ -48,10 +48,12 @@ def misled(sweep: BlockSweep, parts: Sequence[Part], block: int, output: Output)
         moved = [*weights, *([] if block < 0 else [entering])]
         try:
             wrong = misleading(lambda: output(entering), moved, torch.Generator().manual_seed(0))
-        except RuntimeError as error:
+        except Exception as error:
             if forwards.is_out_of_memory(error):
                 raise
             if not wide:
+                with torch.no_grad():
+                    output(entering)  # raises if the model itself is at fault
                 raise ModelError(f"{evidence.without_gradients(error)}: load the model into memory") from error
             wrong = []  # the block's own code asks for half precision, so it cannot be checked in float32
     return_free_memory()

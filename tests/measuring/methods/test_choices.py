@@ -22,11 +22,11 @@ CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
     "median": lambda x: x.median(0).values,
     "threshold": lambda x: torch.where(x > 0.5, 3 * x, x),
     "threshold, in numbers": lambda x: x * (x > 0.5).float(),
-    "bins": lambda x: x * torch.bucketize(x, torch.tensor([-0.5, 0.5], dtype=x.dtype)),
     "some": lambda x: x[x > 0],
 }
 NO_CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
     "round": lambda x: torch.round(4 * x) / 4,
+    "bins": lambda x: x * torch.bucketize(x, torch.tensor([-0.5, 0.5], dtype=x.dtype)),
     "integers": lambda x: (4 * x).long() / 4,
     "bytes": lambda x: (4 * x).to(torch.int8) / 4,
     "numpy": lambda x: torch.from_numpy(x.detach().numpy().round(1)),

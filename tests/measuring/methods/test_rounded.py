@@ -31,8 +31,8 @@ def in_place_of_a_view(y: Tensor) -> Tensor:
 
 
 def in_a_new_tensor(y: Tensor) -> Tensor:
-    new = torch.zeros(len(y), 3)
-    new[:, 0] = y[:, 0]
+    new = torch.zeros(len(y), 16)
+    new[:, 2:] = 8 * y[:, 2:]
     return new.trunc()
 
 
@@ -47,6 +47,14 @@ ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
     "remainder": lambda y: y - torch.fmod(y, 0.06),
     "floor division": lambda y: y.detach() // 0.06,
     "rounding mode": lambda y: torch.div(y, 0.06, rounding_mode="trunc"),
+    "several at once": lambda y: torch._foreach_round([16 * y])[0] / 16,
+    "complex": lambda y: torch.round(4 * torch.view_as_real(torch.view_as_complex(y.reshape(-1, 8, 2)) * 1j)).flatten(
+        1
+    ),
+    "transformed": lambda y: torch.round(4 * torch.fft.ifft(torch.fft.fft(y)).real) / 4,
+    "sparse": lambda y: torch.round(4 * y.to_sparse().to_dense()) / 4,
+    "mantissa": lambda y: (y.detach().view(torch.int32) >> 20 << 20).view(torch.float32),
+    "signs": lambda y: 0.5 * torch.sign(y),
     "copied into whole numbers": lambda y: torch.empty(y.shape, dtype=torch.int32).copy_(16 * y).float(),
     "codebook": lambda y: GRID[torch.bucketize(y, GRID).clamp(max=64)],
     "fake quantization": lambda y: torch.fake_quantize_per_tensor_affine(y, 0.06, 0, -64, 64),
@@ -55,13 +63,45 @@ ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
     "new tensor": in_a_new_tensor,
 }
 
-SMOOTH_OR_CHOSEN: dict[str, Callable[[Tensor], Tensor]] = {
+
+def interpolated(y: Tensor) -> Tensor:
+    table = torch.linspace(-1, 1, 34).sin()
+    u = 4 * (y.clamp(-3.9, 3.9) + 4)
+    place = u.detach().floor().long()
+    return table[place] * (1 - (u - place)) + table[place + 1] * (u - place)
+
+
+def power_of_two(y: Tensor) -> Tensor:
+    whole = torch.floor(y)
+    return torch.exp2(y - whole) * torch.exp2(whole.to(torch.int32).float())
+
+
+def logged(y: Tensor) -> Tensor:
+    torch.bucketize(y.detach(), GRID), (100 * y.detach()).int().sum()
+    return torch.tanh(y)
+
+
+def in_used_memory(y: Tensor) -> Tensor:
+    space = y.detach().clone()
+    space.zero_()
+    return y + (space + torch.arange(16)).long()
+
+
+SOUND: dict[str, Callable[[Tensor], Tensor]] = {
     "smooth": torch.tanh,
     "comparison": lambda y: y * (y > 0).int(),
-    "largest": lambda y: y.topk(2).values + y.argmax(-1, keepdim=True),
+    "largest": lambda y: y + y.topk(2).values.sum(-1, keepdim=True) + y.argmax(-1, keepdim=True),
     "number of choices": lambda y: torch.histc(y.topk(2).indices.float(), 16).to(torch.int32) + y[:, :16],
     "half precision": lambda y: y.bfloat16().float(),
     "positions": lambda y: y + (torch.arange(y.shape[-1]) * 0.3).round(),
+    "positions of its type": lambda y: y + (torch.ones_like(y).cumsum(1).long() - 1),
+    "memory used again": in_used_memory,
+    "interpolation": interpolated,
+    "phase": lambda y: torch.sin(2 * np.pi * (y - torch.floor(y))),
+    "angle": lambda y: torch.cos(torch.remainder(y, 2 * np.pi)),
+    "power of two": power_of_two,
+    "log": logged,
+    "a hundredth": lambda y: y + 0.01 * torch.round(4 * y),
 }
 
 
@@ -74,25 +114,57 @@ def test_only_weights_whose_effect_is_rounded_are_found(rounding: Callable[[Tens
         y = rounding(first(x))
         return last(0.1 * first(x) + torch.nn.functional.pad(y, (0, 16 - y.shape[1])) + other(x))
 
-    to_floating_point, to_whole = rounded(run, [other.weight, first.weight, last.weight])
-    assert to_floating_point + to_whole == [1]
     weights = [other.weight, first.weight, last.weight]
+    assert rounded(run, weights) == ([1], False)
     assert misleading(run, weights, torch.Generator().manual_seed(0)) == [1]
 
 
-@pytest.mark.parametrize("step", SMOOTH_OR_CHOSEN.values(), ids=SMOOTH_OR_CHOSEN)
-def test_choices_positions_and_half_precision_are_not_rounded(step: Callable[[Tensor], Tensor]) -> None:
-    torch.manual_seed(0)
-    first, x = nn.Linear(8, 16), torch.randn(2, 8)
-    assert rounded(lambda: step(first(x)), [first.weight]) == ([], [])
+@pytest.mark.parametrize("step", SOUND.values(), ids=SOUND)
+def test_right_gradients_beside_rounding_and_choices_are_not_accused(step: Callable[[Tensor], Tensor]) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        first, last, x = nn.Linear(8, 16), nn.Linear(16, 16), torch.randn(2, 8)
+
+        def run(first: nn.Linear = first, last: nn.Linear = last, x: Tensor = x) -> Tensor:
+            return first(x) + step(last(torch.tanh(first(x))))
+
+        assert misleading(run, [first.weight, last.weight], torch.Generator().manual_seed(seed)) == []
 
 
-def test_rounding_that_hardly_matters_accuses_no_one() -> None:
+def test_mixed_precision_accuses_no_one_but_a_wrong_gradient() -> None:
     torch.manual_seed(0)
-    first, x = nn.Linear(8, 16), torch.randn(2, 8)
-    for share, wrong in ((0.01, []), (1.0, [0])):
-        run = partial(lambda share: first(x) + share * torch.round(4 * first(x)), share)
-        assert misleading(run, [first.weight], torch.Generator().manual_seed(0)) == wrong
+    layers, x = nn.ModuleList(nn.Linear(32, 32) for _ in range(6)), torch.randn(4, 32)
+
+    def run(cut: int | None) -> Tensor:
+        h = x
+        with torch.autocast("cpu", torch.bfloat16):
+            for index, layer in enumerate(layers):
+                y = torch.tanh(layer(h))
+                h = h + (0.4 * y + 0.6 * y.detach() if index == cut else y)
+        return h.float()
+
+    weights = [layer.weight for layer in layers]
+    for cut in (None, 2):
+        found = misleading(partial(run, cut), weights, torch.Generator().manual_seed(0))
+        assert found == ([] if cut is None else [cut])
+
+
+def test_only_what_comes_before_rounding_is_accused_and_not_where_it_hardly_matters() -> None:
+    torch.manual_seed(0)
+    layers, x = nn.ModuleList(nn.Linear(32, 32) for _ in range(8)), torch.randn(16, 32)
+
+    def run(share: float) -> Tensor:
+        h = x
+        for index, layer in enumerate(layers):
+            y = layer(h)
+            h = h + torch.tanh(y + share * (torch.round(4 * y) / 4 - y).detach() if index == 4 else y) / 3
+        return h
+
+    weights = [layer.weight for layer in layers]
+    found = misleading(partial(run, 1.0), weights, torch.Generator().manual_seed(0))
+    assert 4 in found
+    assert max(found) == 4
+    assert misleading(partial(run, 0.02), weights, torch.Generator().manual_seed(0)) == []
 
 
 class Block(nn.Module):
