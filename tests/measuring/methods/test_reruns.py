@@ -189,6 +189,20 @@ def test_a_run_that_is_lower_and_less_certain_leaves_the_estimate() -> None:
     assert (with_runs(given, 400, [1], vague[None], [1] * 4).cost == given.cost).all()
 
 
+def test_errors_of_estimates_grow_by_how_far_runs_are_from_them() -> None:
+    given = measurement([1.0] * 8, [0.4] * 8)
+    assert given.standard_error is not None
+    exact = np.zeros(8, dtype=bool)
+    exact[given.offsets[:-1]] = True
+    for far, larger in ((0.1, 1.0), (2.0, 5.0)):
+        found = with_runs(given, 16, [1, 2, 3], np.full((3, 4), 1 + far), [1] * 4)
+        assert found.standard_error is not None
+        rest = ~exact & ~np.isin(np.arange(8), [1, 2, 3])
+        assert found.standard_error[rest].tolist() == pytest.approx([0.4 * larger] * rest.sum())
+        assert (found.standard_error[exact] == given.standard_error[exact]).all()
+        assert (found.standard_error[1:4] < 0.4).all()
+
+
 def test_an_increase_that_rounding_explains_leaves_the_estimate() -> None:
     rises = np.array([[0.5] * 4, [1.5] * 4])
     found = with_runs(measurement([0.1] * 8, [1.0] * 8), 16, [1, 2], rises, [1] * 4, rounding=0.1)
