@@ -1,6 +1,7 @@
 """The true loss increase of single options, each put alone into a model in memory; see `reruns`."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from qcompress.errors import NotFiniteError
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.methods.gradient_check import widened
 from qcompress.measuring.methods.reruns import sample_places
+from qcompress.measuring.methods.rounded import rounded
 from qcompress.model import forward as forwards
 from qcompress.model.batches import as_float32, samples
 from qcompress.model.losses import Loss
@@ -66,16 +68,30 @@ def rises_alone(
             return np.nan
         return float(loss.rise(output, reference, sample).mean())
 
-    rises, sizes = [], []
+    rises: list[list[float]] = []
+    sizes: list[int] = []
+    references: list[Tensor] = []
+    weights = [layer.site(model).weight for layer in candidates.layers]
     with forwards.layer_by_layer(), widened(model) as wide:
         for batch in chosen:
-            sample = as_float32(batch) if wide else batch
+            sample, in_half = as_float32(batch) if wide else batch, False
+            refer = partial(_append_output, references, model, sample, forward)
             try:
-                reference = forwards.run(model, sample, forward)
+                if rises:
+                    refer()
+                else:
+                    _, in_half = rounded(refer, weights)
             except Exception as error:
                 if not wide or forwards.is_out_of_memory(error):
                     raise
                 return None
+            if in_half:
+                return None
+            reference = references.pop()
             rises.append([rise(*run, sample, reference) for run in zip(parts, options, strict=True)])
             sizes.append(len(reference))
     return np.array(rises).T, sizes
+
+
+def _append_output(outputs: list[Tensor], model: nn.Module, sample: Any, forward: forwards.Forward) -> None:
+    outputs.append(forwards.run(model, sample, forward))

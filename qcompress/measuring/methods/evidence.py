@@ -28,7 +28,8 @@ FEW = 0.1  # share of the samples that may exceed the tolerance (a unit that swi
 
 def without_gradients(error: Exception) -> str:
     """Return the reason to evaluate options one by one in a model that ended in an error of its backward pass."""
-    return f"the model does not run with gradients ({str(error).splitlines()[0]})"
+    message = str(error).partition("\n")[0]
+    return f"the model does not run with gradients ({type(error).__name__}{message and f': {message}'})"
 
 
 def half(values: Tensor) -> bool:

@@ -145,7 +145,7 @@ class Fisher:
                 ):
                     output = forwards.run(self._model, batch, self._forward)
                 run, elsewhere = self._differentiated(output, batch, recorder, weights, generator, reference)
-            except Exception as error:  # of the model's own code, or of an operation without a derivative
+            except RuntimeError as error:
                 if forwards.is_out_of_memory(error):
                     raise
                 with torch.no_grad():

@@ -76,7 +76,7 @@ def misleading(
 ) -> list[int]:
     """Return the indices of weights whose gradient the outputs do not follow, unless rounding may explain it.
 
-    In half precision rounding may explain everything, and the result is empty.
+    Of weights in half precision rounding may explain everything, and the result is empty.
 
     Args:
         run: function that returns the outputs of some samples, the same on every call.

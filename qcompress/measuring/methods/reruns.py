@@ -38,7 +38,7 @@ LEAST_SAMPLES, SHARE = 4, 8
 ROUNDING = 10.0
 """Ratio of a loss increase to that of rounding alone, below which it is not known."""
 
-NOT_IN_FLOAT32 = "no option was run alone: the model does not run in float32, and half precision rounds its loss away"
+NOT_IN_FLOAT32 = "no option was run alone: the model computes in half precision, which rounds its loss away"
 
 NOT_FINITE = "the loss is not finite with options that were run alone, which are left out: "
 ALL_NOT_FINITE = "the loss is not finite with its options"

@@ -24,8 +24,8 @@ ROUNDING = {
 }  # fmt: skip
 CONVERTING = {"_to_copy", "copy", "copy_", "view"}
 QUANTIZING = "quantize_per_", "fake_quantize_", "_fake_quantize_"
-WITHOUT_VALUES = "zero", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "new_"
-"""Beginnings of names of operations whose result does not depend on their first tensor's values."""
+WITHOUT_VALUES = {"zero_", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"}
+"""Operations whose result does not depend on values; so do those named ``new_…``, and ``fill_`` with a number."""
 
 
 @torch.no_grad()
@@ -69,14 +69,15 @@ class _Following(Watching):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         made = [value for value in tree_leaves(args[0] if result is None else result) if isinstance(value, Tensor)]
         name = func._overloadpacket.__name__.removeprefix("_foreach_")
-        if name.startswith(WITHOUT_VALUES):
+        if name in WITHOUT_VALUES or name.startswith("new_") or (name == "fill_" and len(given) == 1):
             for value in made:
                 if value.layout != torch.strided or value.nbytes >= value.untyped_storage().nbytes():
                     self._bits_of.pop(_memory(value), None)
         elif bits and made:
             if _rounds(name, kwargs, dtype, made[0]):
                 self.bits |= bits
-            self.in_half |= name == "_to_copy" and made[0].dtype.itemsize == 2 < dtype.itemsize  # type: ignore[union-attr]
+            narrower = made[0].is_floating_point() and made[0].dtype.itemsize == 2 < given[0].dtype.itemsize
+            self.in_half |= name == "_to_copy" and narrower
             for value in filter(_has_values, made):
                 self._bits_of[_memory(value)] = self._of([value]) | bits
         return result

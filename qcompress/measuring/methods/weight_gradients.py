@@ -41,8 +41,8 @@ from qcompress.model.batches import as_float32, samples
 from qcompress.model.padding import at_real_positions
 from qcompress.model.scores import random_numbers
 
-SEVERAL = 8
-"""Number of samples that show whether what is rounded follows a gradient."""
+SEVERAL, FEW_NUMBERS = 8, 1 << 20
+"""Number of samples that show whether what is rounded follows a gradient, if the outputs of one have so few numbers."""
 
 
 class WeightGradients:
@@ -147,23 +147,39 @@ class WeightGradients:
             given = [as_float32(sample) if wide else sample for sample in alone[:SEVERAL]]
 
             def outputs(samples: Sequence[Any]) -> Tensor:
-                each = [at_real_positions(own, forwards.run(self._model, own, self._forward)) for own in samples]
-                return torch.cat([output.flatten() for output in each])
+                each: list[Tensor] = []
+                for own in samples:
+                    each.append(at_real_positions(own, forwards.run(self._model, own, self._forward)))
+                    if each[0].numel() > FEW_NUMBERS:
+                        break
+                return each[0] if len(each) == 1 else torch.cat([output.flatten() for output in each])
 
             try:
                 wrong = misleading(partial(outputs, given[:1]), weights, generator, partial(outputs, given))
             except Exception as error:
-                if forwards.is_out_of_memory(error):
+                if forwards.is_out_of_memory(error) or not (wide or isinstance(error, RuntimeError)):
                     raise
-                wrong = []  # if wide, the model's own code asks for half precision: it cannot be checked in float32
-                if not wide:
-                    with torch.no_grad():
-                        forwards.run(self._model, alone[0], self._forward)  # raises if the model itself is at fault
+                wrong = []
+                if self._runs(given[0], wide=wide):
                     reason = evidence.without_gradients(error)
                     self.tried |= {part.name: reason for part in self._candidates.parts}
         return_free_memory()
         for index in wrong:
             self.tried |= {self._candidates.parts[part].name: evidence.MISLED for part in layers[index].parts}
+
+    @torch.no_grad()
+    def _runs(self, sample: Any, *, wide: bool) -> bool:
+        """Whether the model runs without gradients; if not ``wide``, an error that it ends in is raised.
+
+        A model in half precision whose code asks for it does not run in float32, in which it is checked.
+        """
+        try:
+            forwards.run(self._model, sample, self._forward)
+        except Exception as error:
+            if not wide or forwards.is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def _samples(self, batch: Any) -> list[Any]:
         alone = list(samples(batch))

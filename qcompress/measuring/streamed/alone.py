@@ -73,7 +73,7 @@ class RunsByBlock:
                 with widened(module) as wide:
                     try:
                         self._through(block, ORIGINAL)
-                    except RuntimeError as error:
+                    except Exception as error:
                         if not wide or forwards.is_out_of_memory(error):
                             raise
                         return None

@@ -48,12 +48,10 @@ def misled(sweep: BlockSweep, parts: Sequence[Part], block: int, output: Output)
         moved = [*weights, *([] if block < 0 else [entering])]
         try:
             wrong = misleading(lambda: output(entering), moved, torch.Generator().manual_seed(0))
-        except Exception as error:
+        except RuntimeError as error:
             if forwards.is_out_of_memory(error):
                 raise
-            if not wide:
-                with torch.no_grad():
-                    output(entering)  # raises if the model itself is at fault
+            if _runs(output, entering, wide=wide):
                 raise ModelError(f"{evidence.without_gradients(error)}: load the model into memory") from error
             wrong = []  # the block's own code asks for half precision, so it cannot be checked in float32
     return_free_memory()
@@ -64,3 +62,15 @@ def misled(sweep: BlockSweep, parts: Sequence[Part], block: int, output: Output)
             "nothing before it can be measured block by block: load the model into memory"
         )
     return set().union(*(names[weights[index]] for index in wrong))
+
+
+@torch.no_grad()
+def _runs(output: Output, entering: Tensor, *, wide: bool) -> bool:
+    """Whether a unit runs without gradients; if it is not in float32 for the check, its error is raised."""
+    try:
+        output(entering)
+    except RuntimeError as error:
+        if not wide or forwards.is_out_of_memory(error):
+            raise
+        return False
+    return True

@@ -42,6 +42,7 @@ ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
     "detached": lambda y: torch.floor(16 * y.detach()) / 16,
     "int": lambda y: (16 * y).int() / 16,
     "long": lambda y: (16 * y).long().float(),
+    "int16": lambda y: (16 * y).short().float(),
     "int8": lambda y: (16 * y).to(torch.int8).float(),
     "float8": lambda y: y.to(torch.float8_e4m3fn).float(),
     "remainder": lambda y: y - torch.fmod(y, 0.06),
@@ -219,7 +220,7 @@ class Stepping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-            x = x * torch.heaviside(x, torch.tensor(0.5))
+            x = x * torch.heaviside(x, torch.tensor(0.5, dtype=x.dtype))
         return self.head(x)
 
 
@@ -228,7 +229,26 @@ def test_a_model_that_does_not_run_with_gradients_is_tried_option_by_option() ->
     sampled = qcompress.measure(network, inputs(), OPTIONS, method="sampled")
     direct = qcompress.measure(network, inputs(), OPTIONS, method="direct")
     assert set(sampled.tried) == {part.name for part in direct.parts}
-    assert all("does not run with gradients (derivative for" in reason for reason in sampled.tried.values())
+    assert all(
+        "does not run with gradients (RuntimeError: derivative for" in reason for reason in sampled.tried.values()
+    )
     np.testing.assert_allclose(sampled.cost, direct.cost, rtol=1e-4)
     several = qcompress.measure(network, inputs(), OPTIONS, method="sampled", jobs=2)
     np.testing.assert_allclose(several.cost, direct.cost, rtol=1e-4)
+    half = qcompress.measure(network.bfloat16(), [x.bfloat16() for x in inputs()], OPTIONS, method="sampled")
+    assert set(half.tried) == set(sampled.tried)
+
+
+def test_options_are_not_run_alone_where_mixed_precision_rounds_their_loss() -> None:
+    network = seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)))
+
+    def mixed(model: nn.Module, batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(batch)
+
+    alone = qcompress.measure(network, inputs(), OPTIONS, method="sampled")
+    found = qcompress.measure(network, inputs(), OPTIONS, method="sampled", forward=mixed)
+    assert alone.ran is not None
+    assert found.ran is None
+    assert found.tried == {}
+    assert any("half precision" in note for note in found.notes)
