@@ -237,6 +237,12 @@ SOURCES = {
         "2",
         "3",
     ),
+    "custom function": (
+        "class STE(torch.autograd.Function):\n @staticmethod\n def forward(c, x): return x * {}\n"
+        " @staticmethod\n def backward(c, g): return g\ndef run(x): return STE.apply(x)",
+        "2",
+        "3",
+    ),
     "function of a graph": (
         "def act(x): return x * {}\n"
         "graph = torch.fx.Graph()\ngraph.output(graph.call_function(act, (graph.placeholder('x'),)))\n"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import Enum, Flag
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qcompress.digests.bytecode import (
@@ -40,6 +41,9 @@ _OF_PYTHON = {
 
 _OF_ENUMERATIONS = frozenset(vars(Flag("Made", ()))) - {"_boundary_"}
 """Attributes that Python sets in enumerations."""
+_AUTOGRAD = (torch.autograd.Function, torch.autograd.function.BackwardCFunction)
+_OF_AUTOGRAD = ("_backward_cls", "_autograd_function_id")
+"""What PyTorch sets in classes of custom functions: the class of their backward passes, with a counter."""
 _OF_TORCH = ("_torchdynamo_", "_dynamo_")
 """How attributes begin that PyTorch sets in functions and classes; some are addresses."""
 _LOOKING_UP = {
@@ -176,7 +180,9 @@ class CodeWords(HashedWords):
         yield from self._of_items("made by and of", (type(value), *value.__bases__), name)
         if issubclass(value, Enum):
             yield value._member_map_, name
-        made = {*_OF_ENUMERATIONS, *value._member_map_} if issubclass(value, Enum) else {}
+        made = {*_OF_ENUMERATIONS, *value._member_map_} if issubclass(value, Enum) else set()
+        if issubclass(value, _AUTOGRAD):
+            made |= {*_OF_AUTOGRAD}
         for key, item in sorted(vars(value).items()):
             if isinstance(item, _WRAPPERS):
                 self._put(type(item).__name__)
