@@ -16,6 +16,15 @@ PASSES = {
     "a user's mapping": "class D(collections.UserDict):\n reads = 0\n"
     " def __getitem__(self, key):\n  self.reads += 1\n  return self.data[key]\n"
     "class Own(Net):\n def forward(self, x): return x * self.kept['a']\nrun = Own(kept=D(a=1))",
+    "items of a user's class": "class D:\n def __init__(self): self.data = {0: 1}\n"
+    " def __setitem__(self, key, value): self.data[key] = value\n"
+    "class Own(Net):\n def forward(self, x):\n  kept = self.kept\n  kept[len(kept.data)] = 1\n  return x\n"
+    "run = Own(kept=D())",
+    "sum of a user's class": "class D:\n data = 0\n def __iadd__(self, more):\n  self.data += more\n  return self\n"
+    "class Own(Net):\n def forward(self, x):\n  kept = self.kept\n  kept += 1\n  return x\nrun = Own(kept=D())",
+    "entering a user's class": "class D:\n data = 0\n def __enter__(self): self.data += 1\n"
+    " def __exit__(self, *error): pass\n"
+    "class Own(Net):\n def forward(self, x):\n  with self.kept: return x\nrun = Own(kept=D())",
 }
 """Code that counts its passes, where counts are named."""
 
@@ -71,6 +80,10 @@ STRANGE = {
     "items of an ordered dict": "class D(collections.OrderedDict):\n def __getitem__(s, k): 1 / 0\nrun = D(a=1)",
     "length of what is written": "class D(list):\n def __len__(s): 1 / 0\n"
     "class Own(Net):\n def forward(self, x): self.kept.append(x)\nrun = Own(kept=D())",
+    "key of the dictionary below": "class D(collections.OrderedDict): pass\nrun = D(a=1)\n"
+    "dict.__setitem__(run, 'b', 2)",
+    "truth of its attributes": "class A(dict):\n def __bool__(s): 1 / 0\nclass D(dict): pass\n"
+    "run = D(a=1)\nrun.__dict__ = A(b=2)",
     "attributes of settings": "import dataclasses\n@dataclasses.dataclass\nclass D:\n"
     " a: int = dataclasses.field(default_factory=int)\n def __getattr__(s, n): 1 / 0\nrun = D()\ndel run.a",
 }

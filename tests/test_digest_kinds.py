@@ -243,6 +243,13 @@ SOURCES = {
         "2",
         "3",
     ),
+    "contents that a pass reads": (
+        "class Cfg:\n def __init__(self, **k): self._data = k\n def __getitem__(self, k): return self._data[k]\n"
+        " def __setitem__(self, k, v): self._data[k] = v\n def __enter__(self): self._data.clear()\n"
+        "class Own(Net):\n def forward(self, x): return x * self.cfg['scale']\nrun = Own(cfg=Cfg(scale={}))",
+        "2",
+        "3",
+    ),
     "function of a graph": (
         "def act(x): return x * {}\n"
         "graph = torch.fx.Graph()\ngraph.output(graph.call_function(act, (graph.placeholder('x'),)))\n"

@@ -19,6 +19,22 @@ _WHOLE = {"__dict__", "__getattribute__", "__getattr__"}
 """Attributes of a module that give any other."""
 _ASSIGNING_ITEMS = ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
 _INDEXING = ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT", "BINARY_SUBSCR", "BINARY_OP")
+_CHANGING_OPERATORS = {
+    "STORE_SUBSCR": ("__setitem__",),
+    "STORE_SLICE": ("__setitem__",),
+    "DELETE_SUBSCR": ("__delitem__",),
+    "STORE_ATTR": ("__setattr__",),
+    "DELETE_ATTR": ("__delattr__",),
+    "BEFORE_WITH": ("__enter__", "__exit__"),
+    "LOAD_SPECIAL": ("__enter__", "__exit__"),
+    "BINARY_OP": (
+        "__iadd__", "__iand__", "__ifloordiv__", "__ilshift__", "__imatmul__", "__imod__", "__imul__", "__ior__",
+        "__ipow__", "__irshift__", "__isub__", "__itruediv__", "__ixor__",
+    ),
+}  # fmt: skip
+"""Methods that change objects, by the instructions that call them; those of `BINARY_OP` only in place."""
+CHANGING_OPERATORS = frozenset().union(*_CHANGING_OPERATORS.values())
+"""Methods that change objects when code assigns or deletes something in them, or enters them."""
 _BY_TEXT = {"setattr", "delattr", "vars", "__dict__", "__setattr__", "__delattr__"}
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _CHANGING = {"fill"}.union(*(vars(kind) for kind in (list, dict, set, deque))) - {"get"}.union(
@@ -120,6 +136,27 @@ def written_by(code: types.CodeType) -> set[str]:
     ['cache', 'calls', 'seen', 'shape']
     """
     return rebound_by(code).union(*map(_changed, _with_inner(code)))
+
+
+def changing_operators_in(code: types.CodeType) -> set[str]:
+    """Return the methods of `CHANGING_OPERATORS` that code may call, also by methods of containers.
+
+    >>> def run(cache, key, total):
+    ...     cache[key] = total
+    >>> changing_operators_in(run.__code__)
+    {'__setitem__'}
+    """
+    found: set[str] = set()
+    for each in _with_inner(code):
+        for instruction in _instructions(each):
+            if instruction.opname != "BINARY_OP" or instruction.argrepr.endswith("="):
+                found.update(_CHANGING_OPERATORS.get(instruction.opname, ()))
+    names = names_in(code)
+    if not _CHANGING.isdisjoint(names):
+        found |= {"__setitem__", "__delitem__"}
+    if not _BY_TEXT.isdisjoint(names):
+        found |= {"__setattr__", "__delattr__"}
+    return found
 
 
 def imports_of(code: types.CodeType) -> set[tuple[int, str]]:

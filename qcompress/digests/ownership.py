@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.digests.bytecode import (
+    CHANGING_OPERATORS,
     assigned_by,
     cached_in,
+    changing_operators_in,
     functions_in,
     globals_in,
     names_in,
@@ -61,6 +63,7 @@ _MAKING = {
     "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__",
 }  # fmt: skip
 """Methods by which objects are made and copied; Python calls others like them in passes."""
+_NOT_IN_ALL_PASSES = _MAKING | CHANGING_OPERATORS
 _OTHERWISE = (nn.Module, Mapping, Sequence, Set)
 """What is looked into in another way than by its attributes."""
 
@@ -100,7 +103,7 @@ def attached_to(value: Any) -> dict[str, Any]:
             if isinstance(item, types.MemberDescriptorType) and (key in fields or not library):
                 with contextlib.suppress(AttributeError):  # nothing is in the slot
                     found.setdefault(key, item.__get__(value, kind))
-    found.update(dict.items(dictionary_of(value) or {}))
+    found.update(dict.items({} if (own := dictionary_of(value)) is None else own))
     return {key: item for key, item in found.items() if isinstance(key, str) and not key.startswith(others)}
 
 
@@ -139,8 +142,8 @@ class Writes:
 def written_in_passes(modules: Iterable[nn.Module]) -> Writes:
     """Return what code of the user may write when the modules run.
 
-    Followed are ``forward``, hooks and what operators call and, from there, all methods of the modules and of what they
-    hold, and functions, by their names.
+    Followed are ``forward``, hooks and what operators call (those that change something, only where they are used) and,
+    from there, all methods of the modules and of what they hold, and functions, by their names.
     """
     listed = list(modules)
     waiting: list[Any] = [
@@ -153,7 +156,7 @@ def written_in_passes(modules: Iterable[nn.Module]) -> Writes:
         for name, method in functions_in(base):
             methods.setdefault(name, []).append(method)
     for name, found_by_name in methods.items():
-        if name == "forward" or (name.startswith("__") and name not in _MAKING):  # as for operators
+        if name == "forward" or (name.startswith("__") and name not in _NOT_IN_ALL_PASSES):  # as for operators
             waiting += found_by_name
     found: set[types.CodeType] = set()
     while waiting:
@@ -161,7 +164,7 @@ def written_in_passes(modules: Iterable[nn.Module]) -> Writes:
         if function is not None and not is_library(function) and function.__code__ not in found:
             found.add(function.__code__)
             waiting += map(function.__globals__.get, globals_in(function.__code__))
-            for name in names_in(function.__code__):
+            for name in names_in(function.__code__) | changing_operators_in(function.__code__):
                 waiting += methods.get(name, ())
     cached = frozenset().union(*map(cached_in, bases))
     assigned, changed, stored = (

@@ -85,7 +85,7 @@ class Digest(ModelWords):
         items = list(dict.items(value) if isinstance(value, dict) else value.items())
         if isinstance(value, OrderedDict):  # which has another order than the dictionary below it
             order = {id(key): place for place, key in enumerate(OrderedDict.__iter__(value))}
-            items.sort(key=lambda item: order[id(item[0])])
+            items.sort(key=lambda item: order.get(id(item[0]), len(order)))  # one that was set past it is last
         self._put("mapping", len(items))
         for key, item in items:  # in its order, which a forward pass may follow
             yield key, name
