@@ -8,6 +8,7 @@ Invariant: every round's choice is within the budgets, and its true loss on the 
 round.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,7 @@ from qcompress.model.losses import Loss, LossFunction
 from qcompress.model.modes import outside_modes, seeded
 from qcompress.model.opened import require_in_memory
 from qcompress.scalars import as_cache_file, as_whole
+from qcompress.transforms.own_code import code_of
 from solvers import SolverLike, solve
 from solvers.run import as_solver
 from solvers.solution import uninterrupted
@@ -171,6 +173,7 @@ def refine(
     require_weights_alone(measurement)
     require_problem(problem, "refine")
     solver.require_kind(pairs=bool(problem.pairs), paired_budgets=tuple(problem.paired_budgets))
+    code = code_of(itertools.chain.from_iterable(measurement.transforms)).digest
     true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
     calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)
     if file is not None:
@@ -186,7 +189,7 @@ def refine(
         best = Refined(choice=start, loss=before, loss_before=before, steps=(), complete=False)
     while len(best.steps) < rounds and not best.complete:
         true_loss.emulation.put(best.choice)
-        local = measured_at(calibration, measurement, true_loss.emulation, best.loss, part, on_progress)
+        local = measured_at(calibration, measurement, true_loss.emulation, best.loss, code, part, on_progress)
         nearby = _nearby(local, problem, best.choice, solver=solver, time_limit=time_limit, seed=seed)
         best = _improved(best, [(true_loss(candidate), predicted, candidate) for predicted, candidate in nearby])
         if file is not None:

@@ -25,7 +25,6 @@ from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
 from qcompress.model.passes import number_of
 from qcompress.model.steady import steady
-from qcompress.transforms.own_code import code_of
 
 SAVE_EVERY_S = 2.0
 
@@ -60,7 +59,8 @@ def accumulate(
         cache: same as in `measure`.
         stop: when to stop before all batches are done.
         on_progress: same as in `measure`.
-        settings: everything besides the candidates that the measurement depends on, to detect another one's cache.
+        settings: everything besides the candidates that the measurement depends on, to detect another one's cache;
+            also the digest of the options' code before any of it ran, as it may keep something when it runs.
         original: the original model, if ``model`` is not the original.
         tried: names of parts known to need direct evaluation, and why.
         jobs: same as in `measure`.
@@ -70,8 +70,7 @@ def accumulate(
         ModelError: the loss of an option is not finite; the message names the option.
     """
     transforms = [[transform.to_json() for transform in options] for options in candidates.transforms]
-    code = code_of(itertools.chain.from_iterable(candidates.transforms)).digest
-    key = hashlib.sha256(json.dumps([*settings, transforms, code]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([*settings, transforms]).encode()).hexdigest()
     file = None if cache is None else Path(cache)
     if file is not None and file.exists():
         sums = Sums.load(file, key)

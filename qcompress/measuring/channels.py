@@ -101,15 +101,15 @@ def measure_channels(
     model, data, loss = calibration.model, calibration.data, calibration.loss
     run = steady(calibration.forward, calibration.seed)
     offered.require_known(layer_names(model))
-    fingerprint = Measurement.fingerprint_of(model)
+    fingerprint, code = Measurement.fingerprint_of(model), offered.code().digest
     run.require_same(model, calibration.first_batch())
     inventory = survey(model, data, run, loss=loss)
-    kept_codes = KeptCodes(None if cache is None else Path(f"{cache}.codes"))
+    kept_codes = KeptCodes(None if cache is None else Path(f"{cache}.codes"), code)
     removals, coded, encoded = _on_offer(calibration, run, offered, inventory.parts, kept_codes, on_encode)
     counted = count(model, data, run, loss)
     uses = uses_of(model, removals.sets, counted, left_out=[layer.part.state_name for layer in coded.layers])
     candidates = ChannelCandidates(model, removals, uses, encoded)
-    settings = [fingerprint, "channels", method, Measurement.fingerprint_of(calibration.goal)]
+    settings = [fingerprint, "channels", method, code, Measurement.fingerprint_of(calibration.goal)]
     sums = accumulate(
         model,
         data,

@@ -21,7 +21,6 @@ from qcompress.errors import DataError
 from qcompress.options import Fitted, Options, transform_from_json
 from qcompress.run_folder import remove
 from qcompress.transforms.base import Weight
-from qcompress.transforms.own_code import code_of
 
 FILE_KIND = FileKind("qcompress codes", version=1)
 
@@ -31,6 +30,7 @@ class KeptCodes:
 
     Args:
         folder: created when the first codes are written; None keeps nothing.
+        code: digest of the code of all options before any of it ran.
 
     Raises:
         DataError: ``folder`` is a file.
@@ -39,7 +39,7 @@ class KeptCodes:
     >>> from qcompress.options import prune_quantize
     >>> from qcompress.transforms.base import Target
     >>> target = Target(layer="Linear", channels=2, per_channel=4, dtype=torch.float32, macs=8.0)
-    >>> weight, kept = Weight(torch.eye(2, 4), target), KeptCodes(Path(tempfile.mkdtemp()))
+    >>> weight, kept = Weight(torch.eye(2, 4), target), KeptCodes(Path(tempfile.mkdtemp()), "")
     >>> offered = prune_quantize(bits=(4,), sparsity=(0,))
     >>> [fitted.transform.label for fitted in kept.once(0, offered, weight, lambda: offered.for_weight(weight))]
     ['keep', '4 bits']
@@ -47,10 +47,10 @@ class KeptCodes:
     ['keep', '4 bits']
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, code: str) -> None:
         if folder is not None and folder.is_file():
             raise DataError(f"encoded options are kept in a folder {folder}, which is a file: choose another cache")
-        self._folder = folder
+        self._folder, self._code = folder, code
 
     def once(
         self, index: int, offered: Options, weight: Weight, make: Callable[[], tuple[Fitted, ...]]
@@ -65,7 +65,7 @@ class KeptCodes:
         """
         if self._folder is None:
             return make()
-        file, key = self._folder / f"{index}.npz", _key(offered, weight)
+        file, key = self._folder / f"{index}.npz", _key(offered, self._code, weight)
         if file.exists() and (codes := _read(file, key)) is not None:
             return codes
         made = make()
@@ -79,15 +79,15 @@ class KeptCodes:
             remove(self._folder)
 
 
-NOTHING_KEPT = KeptCodes(None)
+NOTHING_KEPT = KeptCodes(None, "")
 
 
-def _key(offered: Options, weight: Weight) -> str:
+def _key(offered: Options, code: str, weight: Weight) -> str:
     """Return a digest of everything that codes depend on."""
     target = weight.target
     described = [
         offered.to_json(),
-        code_of(offered.offers).digest,
+        code,
         repr(target),
         float(weight.num_inputs),
         repr(weight.ranges),

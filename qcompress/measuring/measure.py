@@ -223,19 +223,19 @@ def _measured_in_memory(
     with composed(model), forwards.evaluating(model):
         total_bytes(model)  # raises for models whose size cannot be counted
         offered.require_known(layer_names(model))
-        fingerprint = Measurement.fingerprint_of(model)
+        fingerprint, code = Measurement.fingerprint_of(model), offered.code().digest
         run.require_same(model, forwards.first_batch(batches))
         inventory = survey(model, batches, run, granularity, loss=measured, left_out=offered.left_out)
         per_part, notes = calibrated_options(inventory.parts, offered)
         inventory = tried_out(model, inventory, per_part, forwards.first_batch(batches), run)
         seen = _statistics(model, batches, run, inventory.parts, per_part)
-        kept = KeptCodes(None if cache is None else Path(f"{cache}.codes"))
+        kept = KeptCodes(None if cache is None else Path(f"{cache}.codes"), code)
         candidates, errors = fitted(
             model, inventory.parts, per_part, on_encode=on_encode, kept=kept, **seen.arguments()
         )
         sums = accumulate(
             model, batches, candidates, measured, method, seed, run,
-            [fingerprint, method, granularity, None if cache is None else calibration.digests()],
+            [fingerprint, method, granularity, code, None if cache is None else calibration.digests()],
             tried=inventory.tried, jobs=jobs, cache=cache, stop=stop, on_progress=on_progress,
         )  # fmt: skip
         notes += stop.notes(sums, candidates, inventory.num_batches)

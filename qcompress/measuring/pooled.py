@@ -34,11 +34,11 @@ def with_more_samples(
         calibration: the measured model with batches that were not measured.
         measurement: the result of `measure`; its options keep their codes, and its moments stay the same.
         jobs: same as in `measure`.
-        cache: file for the sums so far, from which an interrupted call resumes; deleted at the end.
+        cache: file for the sums so far, from which an interrupted call resumes, whatever the code; deleted at the end.
         on_progress: same as in `measure`.
     """
     emulation = Emulation(calibration.model, measurement)
-    more = measured_at(calibration, measurement, emulation, 0.0, cache, on_progress, jobs)
+    more = measured_at(calibration, measurement, emulation, 0.0, "", cache, on_progress, jobs)
     if cache is not None:
         cache.unlink(missing_ok=True)
     return pooled(measurement, more)

@@ -7,6 +7,7 @@ model, with losses still relative to the original's outputs.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +31,7 @@ from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.model.steady import steady
 from qcompress.scalars import as_cache_file
+from qcompress.transforms.own_code import code_of
 
 
 @outside_modes
@@ -79,11 +81,12 @@ def remeasure(
     measured, file = loss_of(measurement, loss), as_cache_file(cache)
     require_weights_alone(measurement)
     calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)
+    code = code_of(itertools.chain.from_iterable(measurement.transforms)).digest
     emulation = Emulation(model, measurement)
     emulation.put(choice)
     run = steady(forward, measurement.seed)
     standing_loss = mean_loss(model, emulation.model, data, loss=measured, forward=run)
-    return measured_at(calibration, measurement, emulation, standing_loss, file, on_progress, checked_jobs(jobs))
+    return measured_at(calibration, measurement, emulation, standing_loss, code, file, on_progress, checked_jobs(jobs))
 
 
 def measured_at(
@@ -91,14 +94,18 @@ def measured_at(
     measurement: Measurement,
     emulation: Emulation,
     standing_loss: float,
+    code: str,
     cache: AnyPath | None,
     on_progress: Callable[[MeasureProgress], None] | None,
     jobs: int = 1,
 ) -> Measurement:
-    """Measure the options again as changes of the emulation's model, whose loss is ``standing_loss``."""
+    """Measure the options again as changes of the emulation's model, whose loss is ``standing_loss``.
+
+    The digest ``code`` of the options' code counts in the cache.
+    """
     standing, model = tuple(emulation.choice), calibration.model
     candidates = Candidates(emulation.model, measurement.parts, measurement.transforms, emulation.rows, standing)
-    settings = [measurement.method, standing, None if cache is None else calibration.digests()]
+    settings = [measurement.method, standing, code, None if cache is None else calibration.digests()]
     with forwards.evaluating(model), forwards.evaluating(emulation.model):
         sums = accumulate(
             emulation.model,

@@ -48,7 +48,11 @@ def kept_aside(request: Request, run: RunFolder) -> Request:
     calibration = replace(calibration, data=split.calibration)
     identities: dict[str, Identity] = {}
     if run.path is not None:
-        identities = {**calibration.identities(), KEPT: identify_batches(kept, KEPT)}
+        identities = {
+            **calibration.identities(),
+            **request.identities_of_options(),
+            KEPT: identify_batches(kept, KEPT),
+        }
     return replace(request, calibration=calibration, split=split, kept=kept, identities=identities)
 
 

@@ -91,7 +91,8 @@ class Request(Arguments):
         copied: a copy of the model, made before measuring; copies of it are compressed.
         offered: the options by layer.
         loss_limit: maximum predicted loss, if a resource is minimized.
-        identities: digests of the contents of ``calibration`` and ``kept``; empty without a run folder.
+        identities: digests of the contents of ``calibration`` and ``kept``, and of the options' code before it ran;
+            empty without a run folder.
         room_bytes: bytes to leave free in the file, after a first attempt was too large.
         tight_room: whether to reserve no bytes for the parts' entries, because the usual reserve left no choice.
         engine: the engine to compress for, or None for the package's own file.
@@ -119,16 +120,20 @@ class Request(Arguments):
         given = {field.name: getattr(arguments, field.name) for field in fields(arguments)}
         return cls(**{**given, **values})
 
+    def identities_of_options(self) -> dict[str, Identity]:
+        """Return the identity of the given measurement, or of the code of options, which may change when it runs."""
+        if self.measurement is not None:
+            return {"measurement": identify(replace(self.measurement, codes={}), "measurement")}  # codes follow from it
+        return {"code of options": self.offered.code()}
+
     def measured_from(self) -> dict[str, Any]:
         """Return everything that the measurement depends on."""
         identities = {name: identity for name, identity in self.identities.items() if name != KEPT}
         if self.measurement is not None:
-            model = {name: identity for name, identity in identities.items() if name == "model"}
-            return {**model, "measurement": replace(self.measurement, codes={})}  # codes follow from the rest
+            return {name: identity for name, identity in identities.items() if name in ("model", "measurement")}
         return {
             **identities,
             "options": self.offered.to_json(),
-            "code of options": self.offered.code(),
             "method": self.method,
             "granularity": self.granularity,
         }

@@ -26,7 +26,7 @@ from qcompress.options import Options
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
 from qcompress.steps.reporting import write_text
-from qcompress.steps.request import KEPT, MEASUREMENT_FILE, MODEL_FILE, Request
+from qcompress.steps.request import MEASUREMENT_FILE, MODEL_FILE, Request
 from qcompress.transforms.channels import KeepChannels
 from solvers import NoChoiceError, Solution
 
@@ -130,7 +130,7 @@ def _round(
     steps = request.finetune_steps * number // request.rounds - request.finetune_steps * (number - 1) // request.rounds
     identities = request.identities
     if identities:
-        identities = {**calibration.identities(), KEPT: identities[KEPT]}
+        identities = {**identities, **calibration.identities()}
     return replace(
         request,
         model=model,

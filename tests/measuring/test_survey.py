@@ -344,7 +344,7 @@ def test_codes_of_something_else_are_not_taken_again(change: str, tmp_path: Path
     torch.manual_seed(0)
     weight = torch.randn(4, 6)
     target = Target(layer="Linear", channels=4, per_channel=6, dtype=torch.float32, macs=24.0)
-    kept, kinds = KeptCodes(tmp_path), prune_quantize(bits=(3,), sparsity=(0,), compensated=True)
+    kept, kinds = KeptCodes(tmp_path, ""), prune_quantize(bits=(3,), sparsity=(0,), compensated=True)
     first = Weight(weight, target, torch.eye(6), 10)
     kept.once(0, kinds, first, lambda: kinds.for_weight(first))
     asked, offered = first, kinds

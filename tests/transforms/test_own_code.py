@@ -35,6 +35,7 @@ class Signs(Transform):
         return packed_bytes(target.num_weights, 1) + 4 * target.channels
 
     def encode(self, weight):
+        TABLES[len(TABLES)] = len(TABLES)
         rows = weight.exact()
         return {"signs": pack((rows >= 0).view(-1), 1), "scales": scale(rows)}
 
@@ -47,7 +48,7 @@ class Signs(Transform):
 def signs(factor: float) -> Any:
     """The transform of a user's module whose functions read a factor."""
     module = types.ModuleType("a_users_module")
-    module.FACTOR = factor  # type: ignore[attr-defined]
+    module.FACTOR, module.TABLES = factor, {}  # type: ignore[attr-defined]
     exec(SIGNS, vars(module))  # noqa: S102 - the only way to have two classes of one name
     OFFERS["signs"] = module.Signs
     return module.Signs()
@@ -102,3 +103,22 @@ def test_a_cache_of_other_code_is_refused_and_its_codes_are_not_taken(
     with pytest.raises(DataError, match="another measurement"):
         measured(9.0, cache=tmp_path / "sums")
     assert measured(9.0, cache=tmp_path / "codes") == measured(9.0) != measured(1.0)
+
+
+def test_what_code_keeps_when_it_runs_is_taken_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        measured(1.0, cache=tmp_path / "sums", on_progress=cut)
+    again = signs(1.0)  # as in another process
+    measure(network(), DATA, Options((again,)), cache=tmp_path / "sums")
+    assert not type(again).encode.__globals__["TABLES"]
+    for is_first in (True, False):
+        own = signs(1.0)
+        options = prune_quantize(bits=(2, 8)) + Options((own,))
+        compress(
+            network(), DATA, budget={"bytes": "40%"}, options=options, solver="lagrangian", folder=tmp_path / "run"
+        )
+        assert bool(type(own).encode.__globals__["TABLES"]) == is_first
