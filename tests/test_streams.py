@@ -59,8 +59,9 @@ def test_measuring_a_stream_is_measuring_its_batches(name, method):
     found = qcompress.measure(network(), stream, options, method=method, on_progress=seen.append)
     expected = qcompress.measure(network(), [*stream], options, method=method)
     np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-12)
-    assert [progress.batches for progress in seen] == [1, 2, 3, 4, 5]
-    assert {progress.total_batches for progress in seen} == {None}
+    passes = [progress for progress in seen if "alone" not in progress.unit]
+    assert [progress.batches for progress in passes] == [1, 2, 3, 4, 5]
+    assert {progress.total_batches for progress in passes} == {None}
 
 
 def test_a_length_that_a_class_leaves_open_is_not_needed():
