@@ -177,7 +177,7 @@ def refine(
     true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
     calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)
     if file is not None:
-        solved_by = [problem.fingerprint(), start, solver.name, solver, time_limit, seed, measurement.method]
+        solved_by = [problem.fingerprint(), start, solver.name, solver, time_limit, seed, measurement.method, code]
         key = identify([solved_by, calibration.identities()]).digest
     part = None if file is None else file.with_name(f"{file.name}.part")
     if file is not None and file.exists():

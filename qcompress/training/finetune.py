@@ -42,6 +42,7 @@ from qcompress.scalars import as_cache_file, plain
 from qcompress.training.checkpoint import Checkpoint, Standing
 from qcompress.training.optimiser import WideAdam
 from qcompress.training.straight_through import Trained
+from qcompress.transforms.own_code import code_of
 
 LEARNING_RATE = 3e-4
 """Default peak learning rate."""
@@ -336,5 +337,6 @@ def _from(batches: Iterable[Any], done: int, steps: int, seed: int) -> Iterator[
 def _key(settings: list[Any], calibration: Calibration, teacher: nn.Module | None, looked_at: list[Any]) -> str:
     """Return the identity of a training: its settings, models with their stored form, and all batches."""
     record = record_of(calibration.model)
-    stored = [part.transform.to_json() for part in record.parts] if record else None
+    transforms = [part.transform for part in record.parts] if record else []
+    stored = [[transform.to_json() for transform in transforms], code_of(transforms).digest]
     return identify([settings, calibration.identities(), teacher, stored, identify_batches(looked_at)]).digest

@@ -47,7 +47,6 @@ def test_certain_answers_have_no_score():
     assert scores[1].abs().tolist() == [0, 0.5, 0.5]
 
 
-@pytest.mark.usefixtures("estimates_alone")
 def test_sampled_costs_of_a_network_that_is_sure_agree_with_direct_ones():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))

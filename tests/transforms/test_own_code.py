@@ -1,5 +1,6 @@
 """Results of a transform that a user wrote are taken up only while its code is the same."""
 
+import contextlib
 import types
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from qcompress import Options, compress, measure, prune_quantize
-from qcompress.errors import DataError
+from qcompress import Measurement, Options, apply, compress, finetune, formulate, measure, prune_quantize, refine, solve
+from qcompress.errors import DataError, OptionsError
 from qcompress.options.kinds import OFFERS
 from qcompress.transforms.base import Keep
 from qcompress.transforms.channels import Jointly
@@ -45,11 +46,11 @@ class Signs(Transform):
 """
 
 
-def signs(factor: float) -> Any:
+def signs(factor: float, code: str = SIGNS) -> Any:
     """The transform of a user's module whose functions read a factor."""
     module = types.ModuleType("a_users_module")
     module.FACTOR, module.TABLES = factor, {}  # type: ignore[attr-defined]
-    exec(SIGNS, vars(module))  # noqa: S102 - the only way to have two classes of one name
+    exec(code, vars(module))  # noqa: S102 - the only way to have two classes of one name
     OFFERS["signs"] = module.Signs
     return module.Signs()
 
@@ -122,3 +123,34 @@ def test_what_code_keeps_when_it_runs_is_taken_before(tmp_path: Path, monkeypatc
             network(), DATA, budget={"bytes": "40%"}, options=options, solver="lagrangian", folder=tmp_path / "run"
         )
         assert bool(type(own).encode.__globals__["TABLES"]) == is_first
+
+
+def test_refining_and_training_do_not_go_on_with_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qcompress.training.finetune.SAVE_EVERY_S", -1.0)
+    measure(network(), DATA, prune_quantize(bits=(8,)) + Options((signs(1.0),))).save(tmp_path / "measurement.npz")
+
+    def go_on(code: str, press: object = None) -> None:
+        signs(1.0, code)
+        measurement = Measurement.load(tmp_path / "measurement.npz")  # its transforms are those of this code
+        problem, start = formulate(measurement, {"bytes": "15%"}), [own.index("signs") for own in measurement.labels]
+        settings: dict[str, Any] = {"rounds": 3, "solver": "lagrangian", "time_limit": 1.0}
+        with contextlib.suppress(KeyboardInterrupt):
+            refine(network(), DATA, measurement, problem, start, cache=tmp_path / "refined", on_round=press, **settings)
+        small = apply(network(), measurement, solve(problem, "lagrangian"))
+        finetune(small, DATA, 4, teacher=network(), cache=tmp_path / "trained", on_progress=press)
+
+    go_on(SIGNS, cut)
+    assert (tmp_path / "refined").exists()
+    assert (tmp_path / "trained").exists()
+    other = SIGNS.replace("FACTOR * rows", "1 * FACTOR * rows")
+    with pytest.raises(OptionsError, match="another refinement"):
+        go_on(other)
+    (tmp_path / "refined").unlink()
+    with pytest.raises(DataError, match="another training"):
+        go_on(other)
+    (tmp_path / "refined").unlink()
+    go_on(SIGNS)
+    assert not (tmp_path / "trained").exists()

@@ -12,8 +12,9 @@ All runs take at most the work of `PASSES` forward passes over the samples; one 
 Each takes an eighth of the samples, the same for all and evenly spread, but at least `LEAST_SAMPLES`.
 
 What was run is not averaged with the estimate, whose weight would be largest where it is too small by chance. It
-replaces the estimate where its relative error is smaller or where it is larger: a mean of few samples that differ much
-is mostly too small, and so is the error that it shows.
+replaces the estimate where it is larger. A mean of few samples that differ much is mostly too small, and so is the
+error that it shows: where it is lower than the estimate, its relative error must be smaller and, over all runs, below
+`ALIKE`.
 
 An option whose loss is not finite there is left out: whatever cost stood for it could be chosen.
 """
@@ -34,6 +35,9 @@ PASSES = 2
 
 LEAST_SAMPLES, SHARE = 4, 8
 """Least number of samples of each run, and how many times as many the measurement has."""
+
+ALIKE = 0.25
+"""Relative error of all runs, as a root mean square, below which samples differ so little that few stand for all."""
 
 ROUNDING = 10.0
 """Ratio of a loss increase to that of rounding alone, below which it is not known."""
@@ -169,11 +173,13 @@ def with_runs(
         spread = np.square((rises - means[:, None]) * weights).sum(axis=1)
         own = (spread * len(weights) / (len(weights) - 1)) ** 0.5
         share = np.divide(own, size, out=np.zeros_like(own), where=size > 0)
-        found = np.maximum(own, size * np.square(share).mean() ** 0.5)
+        pooled = float(np.square(share).mean()) ** 0.5
+        found = np.maximum(own, size * pooled)
         before = _error(measurement, count)[chosen]
         measured = known & ~_of_routers(measurement)[chosen]
         scale = _scale((means - cost[chosen])[measured] / np.hypot(found, before)[measured])
-        better = known & ((found * np.abs(cost[chosen]) < before * size) | (means > cost[chosen]))
+        surer = (found * np.abs(cost[chosen]) < before * size) & (pooled < ALIKE)
+        better = known & (surer | (means > cost[chosen]))
         errors = np.where(_exact(measurement), errors, scale * errors)
         errors[chosen[better]] = np.hypot(found, _of_outliers(measurement, count)[chosen])[better]
     cost[chosen[better]] = means[better]
