@@ -137,7 +137,7 @@ def compress(
         solver: name of a solver, a ``solvers.Solver``, or a dimod sampler.
         time_limit: seconds for the solver.
         seed: seed for measuring, solving and shuffling.
-        method: ``"fisher"`` or ``"direct"``, as in `measure`.
+        method: ``"fisher"``, ``"direct"`` or ``"sampled"``, as in `measure`.
         loss: ``"kl"``, ``"mse"`` or a callable, as in `measure`.
         forward: ``(model, batch) -> output tensor``, for models that the default does not fit.
         granularity: ``"layer"``, or the number of output channels per block.

@@ -22,7 +22,7 @@ from qcompress.model.coupled import CoupledSet
 SAME = 1e-3
 """Tolerated difference of an output relative to its spread over samples and positions."""
 
-ROUNDING = 100
+ROUNDING_MULTIPLE = 100
 """Multiple of the number format's precision by which an output may differ relative to its largest value: rounding."""
 
 FLOAT32 = torch.finfo(torch.float32).eps
@@ -128,7 +128,7 @@ def _tolerance(outputs: Tensor, precision: float = FLOAT32) -> Tensor:
         if dim is None or values.numel() >= ENOUGH * values.shape[dim]:
             largest = sizes.amax(others, keepdim=True)
             spread = values.std(others, correction=0, keepdim=True) if values.numel() > 1 else largest
-            rounding = min(ROUNDING * precision, SAME) * largest
+            rounding = min(ROUNDING_MULTIPLE * precision, SAME) * largest
             allowed = torch.minimum(allowed, torch.maximum(SAME * spread, rounding))
     return torch.maximum(allowed, min(4 * precision, SAME) * sizes.max())  # rounding of what cancels to almost nothing
 

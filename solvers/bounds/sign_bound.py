@@ -38,7 +38,7 @@ LEAST_VIOLATION, LEAST_WEIGHT = 0.03, 1e-7
 PATIENCE, STAGNATION, MAX_ROUNDS = 4, 0.08, 400
 """The method ends if this many rounds together close less than this fraction of the gap to the target."""
 
-ROUNDING = 1e-12
+EIGENVALUE_ERROR = 1e-12
 """Relative error of an eigenvalue, which is subtracted from every bound."""
 
 
@@ -172,7 +172,7 @@ class _Ascent:
         self.diagonal, weight = found.x[:size], found.x[size:]
         slack = self._slack(self.diagonal, triangles, weight)
         lowest_value = float(scipy.linalg.eigvalsh(slack, driver="evd", check_finite=False)[0])
-        error = ROUNDING * size * float(np.abs(slack).sum(axis=1).max())
+        error = EIGENVALUE_ERROR * size * float(np.abs(slack).sum(axis=1).max())
         bound = self.diagonal.sum() - weight.sum() + size * (lowest_value - error)
         value = self.constant + self.unit * float(bound)
         triangles = Triangles(triangles.corner, triangles.kind, weight)

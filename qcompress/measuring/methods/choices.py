@@ -17,7 +17,8 @@ from torch import Tensor
 
 from qcompress.model.dispatch import Watching
 
-ROUNDING = {"aten::_to_copy", "aten::bucketize", "aten::searchsorted"}
+CONVERSIONS = {"aten::_to_copy", "aten::bucketize", "aten::searchsorted"}
+"""Operations whose integers are rounded numbers, not choices."""
 
 
 class HeldChoices:
@@ -92,7 +93,7 @@ def _places(func: Any, result: Any) -> Tensor | None:
     if not isinstance(places, Tensor) or places.dtype not in {torch.bool, torch.int32, torch.int64}:
         return None
     schema = func._schema
-    if schema.name in ROUNDING or any(value.alias_info is not None for value in schema.returns):
+    if schema.name in CONVERSIONS or any(value.alias_info is not None for value in schema.returns):
         return None
     alone = places is result or [value.name for value in schema.returns] == ["values", "indices"]
     return places if alone else None

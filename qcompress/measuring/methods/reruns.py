@@ -39,7 +39,7 @@ LEAST_SAMPLES, SHARE = 4, 8
 ALIKE = 0.25
 """Relative error of all runs, as a root mean square, below which samples differ so little that few stand for all."""
 
-ROUNDING = 10.0
+SIGNAL_TO_ROUNDING = 10.0
 """Ratio of a loss increase to that of rounding alone, below which it is not known."""
 
 NOT_IN_FLOAT32 = "no option was run alone: the model computes in half precision, which rounds its loss away"
@@ -157,7 +157,7 @@ def with_runs(
         runs: ``(runs,)`` options.
         rises: ``(runs, samples)`` their loss increases; an option with one that is not finite is left out.
         sizes: ``(samples,)`` weights of the samples: batches that are not taken apart differ in their number of rows.
-        rounding: loss increase by rounding alone; an increase of less than `ROUNDING` times that is not known.
+        rounding: loss increase by rounding alone; an increase of less than `SIGNAL_TO_ROUNDING` times that is not known.
     """
     chosen, finite = np.array(runs, dtype=np.int64), np.isfinite(rises).all(axis=1)
     if not finite.all():
@@ -167,7 +167,7 @@ def with_runs(
     weights = np.array(sizes) / sum(sizes)
     means = rises @ weights
     cost, errors, size = measurement.cost.copy(), measurement.standard_error, np.abs(means)
-    known = size >= ROUNDING * rounding
+    known = size >= SIGNAL_TO_ROUNDING * rounding
     better = known
     if errors is not None:
         spread = np.square((rises - means[:, None]) * weights).sum(axis=1)

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from qcompress.model.dispatch import Watching
 
-ROUNDING = {
+ROUNDING_OPERATIONS = {
     "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder", "floor_divide", "sign", "sgn",
     "bucketize", "searchsorted",
 }  # fmt: skip
@@ -110,4 +110,4 @@ def _rounds(name: str, kwargs: Mapping[str, Any], dtype: torch.dtype | None, res
         few_values = result.dtype.itemsize == 1 or not (result.is_floating_point() or result.is_complex())
         return few_values and result.dtype not in {dtype, torch.bool}
     plain = name.removesuffix("_")
-    return plain in ROUNDING or bool(kwargs.get("rounding_mode")) or plain.startswith(QUANTIZING)
+    return plain in ROUNDING_OPERATIONS or bool(kwargs.get("rounding_mode")) or plain.startswith(QUANTIZING)
