@@ -149,11 +149,11 @@ def put_channels_(
         for item, removal in zip(sets, going, strict=True)
         if removal is not None
     }
-    made_up = {
+    reconstructed = {
         item.name: removed[item.name]
         for item, removal in zip(sets, going, strict=True)
         if removal and removal.reconstructed
     }
-    reconstruct_(model, sets, made_up, moments)
+    reconstruct_(model, sets, reconstructed, moments)
     mask_(model, sets, removed)
     return removed

@@ -157,7 +157,7 @@ def with_runs(
         runs: ``(runs,)`` options.
         rises: ``(runs, samples)`` their loss increases; an option with one that is not finite is left out.
         sizes: ``(samples,)`` weights of the samples: batches that are not taken apart differ in their number of rows.
-        rounding: loss increase by rounding alone; an increase of less than `SIGNAL_TO_ROUNDING` times that is not known.
+        rounding: loss increase by rounding alone; a smaller increase than `SIGNAL_TO_ROUNDING` times it is not known.
     """
     chosen, finite = np.array(runs, dtype=np.int64), np.isfinite(rises).all(axis=1)
     if not finite.all():

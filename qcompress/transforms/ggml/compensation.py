@@ -28,17 +28,17 @@ from qcompress.transforms.quantize.grid import Grid, spread
 from qcompress.transforms.quantize.prune_quantize import nonzero
 
 
-def compensated(
+def compensated_blocks(
     name: str, rows: NDArray[np.float32], blocks: NDArray[np.uint8], curvature: Tensor, ordered: tuple[Tensor, Tensor]
 ) -> NDArray[np.uint8]:
-    """Improve blocks.
+    """Return better blocks of the same type.
 
     Args:
         name: name of a type with a `Format`.
         rows: ``(channels, n)`` weights.
         blocks: ``(channels, bytes of a row)`` as ggml encodes them.
         curvature: second moments of the inputs, from `compensation.shrunk`.
-        ordered: the result of `compensation.in_order` for ``curvature``.
+        ordered: the result of `compensation.inverse_factor` for ``curvature``.
     """
     wanted, metric = torch.from_numpy(rows), curvature.float()
     sizes = torch.ldexp(torch.ones(len(rows)), torch.frexp(nonzero(wanted.abs().amax(dim=1))).exponent - 1)
@@ -46,8 +46,8 @@ def compensated(
     wanted = wanted / sizes[:, None]
     kept = torch.ones(wanted.shape, dtype=torch.bool)
     grid, above = fit.grid, wanted - fit.offsets
-    made_up = compensation.made_up(above, grid, kept, ordered)
-    fit.codes = compensation.best_of(above, fit.codes, made_up, grid, metric)
+    rounded = compensation.round_in_order(above, grid, kept, ordered)
+    fit.codes = compensation.best_of(above, fit.codes, rounded, grid, metric)
     for _ in range(compensation.ROUNDS):
         gradient = (wanted - fit.rows) @ metric
         fit.refit_(gradient, metric)

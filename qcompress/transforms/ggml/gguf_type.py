@@ -122,7 +122,7 @@ class GgufType(Transform):
         rows = weight.once("float32", lambda: weight.rows.detach().cpu().float().contiguous().numpy())
         squares = None if weight.squares is None else weight.squares.cpu().numpy()
         blocks = library.encode(self.type, rows, squares)
-        return {"blocks": torch.from_numpy(self._made_up(weight, rows, blocks) if self.compensated else blocks)}
+        return {"blocks": torch.from_numpy(self._compensate(weight, rows, blocks) if self.compensated else blocks)}
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
         """Return the rows that ggml decodes the blocks to."""
@@ -131,10 +131,10 @@ class GgufType(Transform):
         rows = library.decode(self.type, stored["blocks"].numpy(), target.per_channel)
         return torch.from_numpy(rows).to(target.dtype)
 
-    def _made_up(self, weight: Weight, rows: NDArray[np.float32], blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _compensate(self, weight: Weight, rows: NDArray[np.float32], blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Blocks whose codes compensate for each other's errors."""
-        from qcompress.transforms.ggml.compensation import compensated  # here: numba is slow to import
-        from qcompress.transforms.quantize.compensation import in_order, shrunk
+        from qcompress.transforms.ggml.compensation import compensated_blocks  # here: numba is slow to import
+        from qcompress.transforms.quantize.compensation import inverse_factor, shrunk
 
         if weight.moments is None or weight.moments.ndim != 2:
             raise OptionsError(moments_missing(self.label))
@@ -142,5 +142,5 @@ class GgufType(Transform):
         curvature = weight.once_of_inputs("curvature", lambda: shrunk(moments, weight.num_inputs))
         if not bool(curvature.any()):  # all inputs are zero: nothing is lost either way
             return blocks
-        ordered = weight.once_of_inputs("ordered", lambda: in_order(curvature))
-        return compensated(self.type, rows, blocks, curvature, ordered)
+        ordered = weight.once_of_inputs("ordered", lambda: inverse_factor(curvature))
+        return compensated_blocks(self.type, rows, blocks, curvature, ordered)

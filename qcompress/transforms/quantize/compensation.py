@@ -59,8 +59,8 @@ def shrunk(moments: Tensor, num_inputs: float) -> Tensor:
     return (1 - share) * exact + share * torch.eye(size, dtype=torch.float64)
 
 
-def in_order(curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """Order the columns, ``(n,)``, with the float32 upper factor ``U`` ``(n, n)``: ``Uᵀ·U`` is the ordered inverse."""
+def inverse_factor(curvature: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the order of columns ``(n,)`` and the float32 upper factor ``U`` ``(n, n)`` of their inverse, ``Uᵀ·U``."""
     order = torch.argsort(curvature.diagonal(), descending=True, stable=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(curvature[order][:, order]))
     return order, torch.linalg.cholesky(inverse, upper=True).float()
@@ -77,7 +77,7 @@ def compensated(
         grid: the grid that the codes refer to.
         kept: ``(channels, n)`` bool, False where pruned.
         curvature: ``(n, n)`` float64, positive definite, from `shrunk`.
-        ordered: the result of `in_order` for ``curvature``.
+        ordered: the result of `inverse_factor` for ``curvature``.
 
     Returns:
         Codes ``(channels, n)`` and scales ``(channels, groups)``.
@@ -85,11 +85,11 @@ def compensated(
     >>> rows, codes = torch.tensor([[0.4, 0.4]]), torch.tensor([[0.0, 0.0]])
     >>> grid = Grid(scales=torch.ones(1, 1), low=torch.tensor([[-8.0]]), high=torch.tensor([[7.0]]), group_size=2)
     >>> curvature = shrunk(torch.ones(2, 2), float("inf"))  # both inputs are the same: only the weights' sum counts
-    >>> compensated(rows, codes, grid, codes == 0, curvature, in_order(curvature))[0].sum()
+    >>> compensated(rows, codes, grid, codes == 0, curvature, inverse_factor(curvature))[0].sum()
     tensor(1.)
     """
     metric, grid = curvature.float(), replace(grid, scales=grid.scales.contiguous().clone())
-    codes = best_of(rows, codes, made_up(rows, grid, kept, ordered), grid, metric)
+    codes = best_of(rows, codes, round_in_order(rows, grid, kept, ordered), grid, metric)
     for _ in range(ROUNDS):
         gradient = residual(rows, codes, grid) @ metric
         refit(grid.scales, codes, grid.group_size, grid.storable, gradient, metric)
@@ -163,8 +163,8 @@ def descend(codes: Tensor, grid: Grid, kept: Tensor, gradient: Tensor, metric: T
     over_rows(work, *codes.shape)
 
 
-def made_up(rows: Tensor, grid: Grid, kept: Tensor, ordered: tuple[Tensor, Tensor]) -> Tensor:
-    """Round in order; returns codes ``(channels, n)``. Columns not yet rounded compensate for the error so far."""
+def round_in_order(rows: Tensor, grid: Grid, kept: Tensor, ordered: tuple[Tensor, Tensor]) -> Tensor:
+    """Return codes ``(channels, n)``, rounded one column at a time; the columns that are left compensate for each error."""
     order, root = ordered
     open_rows, kept, codes = rows[:, order], kept[:, order], torch.zeros_like(rows)
     of_group = (order // grid.group_size).numpy()

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from qcompress.transforms.quantize import compensation
-from qcompress.transforms.quantize.compensation import ROUNDS, best_of, descend, in_order, made_up, residual, shrunk
+from qcompress.transforms.quantize.compensation import (
+    ROUNDS,
+    best_of,
+    descend,
+    inverse_factor,
+    residual,
+    round_in_order,
+    shrunk,
+)
 from qcompress.transforms.quantize.grid import Grid
 
 
@@ -22,7 +30,7 @@ class ColumnBlock:
     Attributes:
         columns: range of the columns.
         curvature: ``(n, n)`` float64 result of `compensation.shrunk`, positive definite.
-        ordered: result of `compensation.in_order` for the curvature.
+        ordered: result of `compensation.inverse_factor` for the curvature.
     """
 
     columns: slice
@@ -44,11 +52,11 @@ def blocks_of(moments: Tensor, width: int, num_inputs: float) -> list[ColumnBloc
         inputs = columns.stop - columns.start
         curvature = shrunk(block_moments[:inputs, :inputs], num_inputs)
         if bool(curvature.any()):
-            blocks.append(ColumnBlock(columns=columns, curvature=curvature, ordered=in_order(curvature)))
+            blocks.append(ColumnBlock(columns=columns, curvature=curvature, ordered=inverse_factor(curvature)))
     return blocks
 
 
-def compensated(
+def compensated_in_blocks(
     rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor, blocks: Sequence[ColumnBlock]
 ) -> tuple[Tensor, Tensor]:
     """Return better codes ``(channels, n)`` and scales ``(channels, groups)``; see `compensation.compensated`."""
@@ -77,7 +85,7 @@ def _with_one_scale(
     parts = [rows[:, block.columns].contiguous() for block in blocks]
     opened = [kept[:, block.columns].contiguous() for block in blocks]
     block_codes = [
-        best_of(part, nearest, made_up(part, grid, free, block.ordered), grid, metric)
+        best_of(part, nearest, round_in_order(part, grid, free, block.ordered), grid, metric)
         for part, nearest, free, block, metric in zip(
             parts, (codes[:, block.columns] for block in blocks), opened, blocks, metrics, strict=True
         )

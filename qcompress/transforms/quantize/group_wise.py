@@ -158,7 +158,7 @@ class GroupWise(PruneQuantize):
         codes = (groups / nonzero(scales)).masked_fill_(scales == 0, 0.0).round_().clamp_(low, high)
         codes = codes.flatten(1)[:, : rows.shape[1]].contiguous()
         if self.compensated:
-            codes, scales = self._made_up(weight, rows, codes, grid, kept)
+            codes, scales = self._compensate(weight, rows, codes, grid, kept)
             grid = replace(grid, scales=scales)
         return codes, grid, kept
 

@@ -148,7 +148,7 @@ class PruneQuantize(Transform):
         codes = (masked / nonzero(scales)).round_().clamp_(-levels, levels - 1)
         if self.compensated:
             grid = Grid(scales=scales, low=-levels, high=levels - 1, group_size=rows.shape[1])
-            codes, scales = self._made_up(weight, rows, codes, grid, kept)
+            codes, scales = self._compensate(weight, rows, codes, grid, kept)
         return codes, scales[:, 0], kept
 
     def _rows(self, weight: Weight) -> tuple[Tensor, Tensor | None]:
@@ -163,7 +163,7 @@ class PruneQuantize(Transform):
         kept = weight.once(("kept", self.sparsity), lambda: self._kept(exact.view(-1)))  # the same for all bits
         return weights, kept.view_as(weights)
 
-    def _made_up(
+    def _compensate(
         self, weight: Weight, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Codes and scales ``(channels, groups)`` whose errors compensate for each other."""
@@ -171,30 +171,31 @@ class PruneQuantize(Transform):
             raise OptionsError(moments_missing(self.label))
         kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
         if weight.has_blocks:
-            return self._made_up_block(weight, weight.moments, 0, rows, codes, grid, kept)
+            return self._compensate_block(weight, weight.moments, 0, rows, codes, grid, kept)
         moments = weight.moments if weight.moments.ndim == 3 else weight.moments[None]
-        made_up = []
+        blocks = []
         for index, indices in enumerate(torch.arange(len(rows)).chunk(len(moments))):
             block = slice(int(indices[0]), int(indices[-1]) + 1)
-            made_up.append(
-                self._made_up_block(weight, moments[index], index, rows[block], codes[block], grid[block], kept[block])
+            blocks.append(
+                self._compensate_block(
+                    weight, moments[index], index, rows[block], codes[block], grid[block], kept[block]
+                )
             )
-        return torch.cat([block_codes for block_codes, _ in made_up]), torch.cat([scales for _, scales in made_up])
+        return torch.cat([block_codes for block_codes, _ in blocks]), torch.cat([scales for _, scales in blocks])
 
-    def _made_up_block(
+    def _compensate_block(
         self, weight: Weight, moments: Tensor, index: int, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Compensate the rows that share one input with second moments ``moments``, one matrix or blocks of columns."""
-        from qcompress.transforms.quantize import compensation_in_blocks as compensate  # here: numba is slow to import
+        # imported here because numba is slow to import
+        from qcompress.transforms.quantize.compensation_in_blocks import blocks_of, compensated_in_blocks
 
-        blocks = weight.once_of_inputs(
-            ("blocks", index), lambda: compensate.blocks_of(moments, rows.shape[1], weight.num_inputs)
-        )
+        blocks = weight.once_of_inputs(("blocks", index), lambda: blocks_of(moments, rows.shape[1], weight.num_inputs))
         if not blocks:  # all inputs are zero: nothing is lost either way
             return codes, grid.scales
         peaks = nonzero(rows.abs().amax(dim=1))
         sizes = torch.ldexp(torch.ones_like(peaks), torch.frexp(peaks).exponent - 1)  # powers of two: exact scaling
-        codes, scales = compensate.compensated(rows / sizes[:, None], codes, grid.of_size(sizes), kept, blocks)
+        codes, scales = compensated_in_blocks(rows / sizes[:, None], codes, grid.of_size(sizes), kept, blocks)
         return codes, scales * sizes[:, None]
 
     def _num_kept(self, num_weights: int) -> int:
