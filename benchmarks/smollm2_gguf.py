@@ -30,10 +30,10 @@ from benchmarks.found import found
 from benchmarks.tables import markdown, write_results
 from formulations.files import drafting, read_json, write_json
 from qcompress.engines.legal import for_engine
-from qcompress.engines.llama_cpp.container import head as gguf_head
+from qcompress.engines.llama_cpp.container import header_bytes
 from qcompress.engines.llama_cpp.content import entries, values_of
 from qcompress.engines.llama_cpp.engine import LlamaCpp
-from qcompress.engines.llama_cpp.header import head_of
+from qcompress.engines.llama_cpp.header import header_of
 from qcompress.options import Options, gguf_types
 from qcompress.transforms.base import Keep
 from qcompress.transforms.ggml.gguf_type import GgufType
@@ -143,8 +143,8 @@ def main() -> None:
     measurement, times = measured(model, data, options, file), file.with_suffix(".json")
     measure_s = read_json(times, "times of a benchmark")["measure_s"] if times.exists() else None
     legal = for_engine(engine, model, measurement)
-    content = head_of(model, engine.source)
-    head_bytes = len(gguf_head(values_of(content), [entry.plan for entry in entries(model, content)]))
+    content = header_of(model, engine.source)
+    head_bytes = len(header_bytes(values_of(content), [entry.plan for entry in entries(model, content)]))
     results = words.folder / f"{name}.json"
     rows = read_json(results, "rows of a benchmark")["rows"] if results.exists() else []
     for preset in words.preset or PRESETS:

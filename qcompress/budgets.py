@@ -341,7 +341,7 @@ def not_lowered(
         kept: its parts that have no choice, whose bytes `fixed_use` names already.
         most: maximum number of parts to name.
     """
-    smallest, told, named = problem.minimum_usage(), "", {item.name for item in kept}
+    smallest, message, named = problem.minimum_usage(), "", {item.name for item in kept}
     kinds = {part.name: part.target.layer for part in measurement.parts}
     starts = problem.group_offsets
     for name, limit in problem.budgets.items():
@@ -359,11 +359,11 @@ def not_lowered(
             largest = sorted(stuck, key=lambda group: -stuck[group])
             listed = [f"{group!r} ({kinds[group]}) {stuck[group] / whole:.0%}" for group in largest[:most]]
             more = f" and {len(stuck) - most} more" if len(stuck) > most else ""
-            told += (
+            message += (
                 f". No option on offer lowers the {name} of {', '.join(listed)}{more}: together "
                 f"{sum(stuck.values()) / whole:.0%} of the model's {name}"
             )
-    return told
+    return message
 
 
 def _limit(resource: str, value: float) -> Limit:

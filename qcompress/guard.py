@@ -77,7 +77,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Seen:
+class HeldOutLosses:
     """Losses of a choice on the held-out samples.
 
     Attributes:
@@ -95,7 +95,7 @@ class Seen:
     @classmethod
     def of(
         cls, batches: Sequence[NDArray[np.float64]], softened: Sequence[NDArray[np.float64]] | None = None
-    ) -> "Seen":
+    ) -> "HeldOutLosses":
         """Return the losses from ``(samples, positions)`` for every batch, also at softened outputs if given."""
         samples = np.concatenate([batch.mean(axis=1) for batch in batches])
         if not np.isfinite(samples).all():
@@ -108,7 +108,7 @@ class Seen:
         )
 
     @classmethod
-    def failed(cls) -> "Seen":
+    def failed(cls) -> "HeldOutLosses":
         """Return the losses of a choice whose outputs or losses are not finite."""
         return cls(mean=float("inf"), each=np.zeros(0))
 
@@ -163,7 +163,7 @@ def guard(
     measurement: Measurement,
     problem: Problem,
     first: Iterable[Proposal],
-    seen_of: Callable[[Proposal], Seen],
+    seen_of: Callable[[Proposal], HeldOutLosses],
     *,
     base: str = ADDITIVE,
     is_finite: Callable[[Proposal], bool] = lambda _: True,
@@ -180,9 +180,9 @@ def guard(
         is_finite: function that says whether the outputs are finite on the other samples, too. Only the best is asked;
             if they are not, it counts as failed, and the next one is.
     """
-    known: dict[tuple[bytes, tuple[int, ...]], Seen] = {}
+    known: dict[tuple[bytes, tuple[int, ...]], HeldOutLosses] = {}
 
-    def seen(proposal: Proposal) -> Seen:
+    def seen(proposal: Proposal) -> HeldOutLosses:
         key = _key(proposal)
         if key not in known:
             known[key] = seen_of(proposal)
@@ -198,7 +198,7 @@ def guard(
         best = min(candidates, key=lambda candidate: seen(candidate).mean)
         if not np.isfinite(seen(best).mean) or is_finite(best):
             break
-        known[_key(best)] = Seen.failed()
+        known[_key(best)] = HeldOutLosses.failed()
 
     def figures(proposal: Proposal) -> Candidate:
         judged = problem.evaluate(proposal.choice)
@@ -212,7 +212,7 @@ def guard(
     )
 
 
-def _may_win(standard: Seen, other: Seen) -> bool:
+def _may_win(standard: HeldOutLosses, other: HeldOutLosses) -> bool:
     return not other.mean < standard.mean or stands_out(standard, other)
 
 
@@ -237,12 +237,13 @@ def _named_by_all(alike: list[Proposal]) -> Proposal:
     return replace(alike[0], name=SEPARATOR.join(dict.fromkeys(proposal.name for proposal in alike)))
 
 
-def stands_out(standard: Seen, other: Seen) -> bool:
+def stands_out(standard: HeldOutLosses, other: HeldOutLosses) -> bool:
     """Whether the loss of ``other`` is significantly lower than that of ``standard``.
 
     >>> rng = np.random.default_rng(0)
     >>> losses = rng.lognormal(size=64)
-    >>> standard, lower, noisy = (Seen(mean=1.0, each=each) for each in (losses, 0.9 * losses, rng.permutation(losses)))
+    >>> standard, lower = (HeldOutLosses(mean=1.0, each=each) for each in (losses, 0.9 * losses))
+    >>> noisy = HeldOutLosses(mean=1.0, each=rng.permutation(losses))
     >>> stands_out(standard, lower), stands_out(standard, noisy)
     (True, False)
     """
@@ -297,13 +298,13 @@ class KeptLoss:
         self._given_forward = forward  # a steady one puts running statistics back
         self._batch_norm_data, self._rounding = batch_norm_data, rounding
 
-    def __call__(self, proposal: Proposal) -> Seen:
+    def __call__(self, proposal: Proposal) -> HeldOutLosses:
         """Return the losses of a proposal."""
         try:
             with self._chosen(proposal) as choice:
-                return Seen.of(*self._true_loss.by_position_of(choice, self._losses))
+                return HeldOutLosses.of(*self._true_loss.by_position_of(choice, self._losses))
         except ModelError:  # a choice may make the outputs non-finite
-            return Seen.failed()
+            return HeldOutLosses.failed()
 
     def is_finite(self, proposal: Proposal) -> bool:
         """Whether the outputs and losses of a proposal are finite on the other batches as well."""

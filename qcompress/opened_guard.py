@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from qcompress.guard import Seen
+from qcompress.guard import HeldOutLosses
 from qcompress.measurement import Measurement
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
@@ -39,9 +39,9 @@ class OpenedKeptLoss:
     ) -> None:
         self._model, self._measurement, self._kept, self._data = model, measurement, kept, data
         self._loss, self._forward, self._waiting = loss, forward, list(first)
-        self._seen: dict[Choice, Seen] = {}
+        self._seen: dict[Choice, HeldOutLosses] = {}
 
-    def __call__(self, proposal: Proposal) -> Seen:
+    def __call__(self, proposal: Proposal) -> HeldOutLosses:
         """Return the losses of a proposal; infinite if the model's output is not finite."""
         choice = self._transforms(proposal)
         if choice not in self._seen:
@@ -51,7 +51,7 @@ class OpenedKeptLoss:
             losses = losses_of(
                 self._model, self._measurement, new, self._kept, self._data, loss=self._loss, forward=self._forward
             )
-            seen = (Seen.failed() if own is None else Seen.of(own) for own in losses)
+            seen = (HeldOutLosses.failed() if own is None else HeldOutLosses.of(own) for own in losses)
             self._seen |= dict(zip(new, seen, strict=True))
         return self._seen[choice]
 

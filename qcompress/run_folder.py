@@ -2,7 +2,7 @@
 
 A journal, ``run.json``, records for every step the digests of its inputs (its key), the file of its value, how long it
 took over all attempts, and whether it is finished; for the last run, which files it wrote and which it reused, and the
-engine's file that was written from it; and what all runs wrote outside the folder (`qcompress.written`).
+engine's file that was written from it; and what all runs wrote outside the folder (`qcompress.file_stamps`).
 
 A value is reused only with exactly the same key. Steps may share a file (the model is written by whichever step is the
 last): what overwrites the value of another step first removes that step from the journal, so that it runs again when it
@@ -26,8 +26,8 @@ from formulations import FileFormatError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.errors import ArtefactError, OptionsError, UncheckedWarning
+from qcompress.file_stamps import is_among, records_in, with_last, with_next
 from qcompress.identity import identify
-from qcompress.written import is_among, records_in, with_last, with_next
 
 JOURNAL = "run.json"
 FILE_KIND = FileKind("qcompress run", version=1)

@@ -24,7 +24,7 @@ class StatedSearch(Search):
 
     def __init__(self, problem: Problem, **settings: Any) -> None:
         super().__init__(problem.derived(offset=0.0) if problem.offset else problem, **settings)
-        self.constant, self._asked, self._told = problem.offset, problem, -np.inf
+        self.constant, self._asked, self._reported = problem.offset, problem, -np.inf
 
     @property
     def original(self) -> Problem:
@@ -64,10 +64,10 @@ class StatedSearch(Search):
             total = max(shown, total)
         elif total - self.constant > bound:
             total = float(np.nextafter(total, -np.inf))
-        self._told = max(self._told, total)  # a bound that was told is not taken back by rounding
-        return shown, self._told
+        self._reported = max(self._reported, total)  # a reported bound is not taken back by rounding
+        return shown, self._reported
 
     def doubt(self, error: float) -> None:
         """Withdraw a proof and lower every bound."""
-        self._told = -np.inf
+        self._reported = -np.inf
         super().doubt(error)

@@ -15,7 +15,7 @@ from qcompress.compressed.apply import NEAREST
 from qcompress.compressed.record import record_of
 from qcompress.errors import ModelError
 from qcompress.formulation import at_softened_outputs
-from qcompress.guard import CONFIDENCE, Guarded, KeptLoss, Seen, guard, stands_out
+from qcompress.guard import CONFIDENCE, Guarded, HeldOutLosses, KeptLoss, guard, stands_out
 from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model.losses import SOFTENED, Loss
 from qcompress.proposals import Proposal, proposals, rounded_to_nearest, uniform_settings
@@ -71,7 +71,10 @@ def test_of_equals_the_solvers_own_choice_comes_first() -> None:
     measurement = measured()
     problem, solution = asked(measurement)
     found = guard(
-        measurement, problem, proposals(measurement, problem, solution), lambda _: Seen(mean=1.0, each=np.ones(4))
+        measurement,
+        problem,
+        proposals(measurement, problem, solution),
+        lambda _: HeldOutLosses(mean=1.0, each=np.ones(4)),
     )
     assert found.best.name.startswith("pair terms at 0.5")
     np.testing.assert_array_equal(found.best.choice, solution.choice)
@@ -160,7 +163,7 @@ def test_what_is_over_budget_is_left_out() -> None:
     assert solution.choice is not None
     keep = Proposal(name="keep", choice=np.zeros_like(solution.choice))
     fits = Proposal(name="fits", choice=solution.choice)
-    found = guard(measurement, problem, [keep, fits], lambda _: Seen(mean=1.0, each=np.ones(4)))
+    found = guard(measurement, problem, [keep, fits], lambda _: HeldOutLosses(mean=1.0, each=np.ones(4)))
     assert [own.name for own in found.candidates] == ["fits"]
 
 
@@ -209,11 +212,13 @@ def test_what_is_better_by_chance_only_is_told_as_undecided_and_not_taken() -> N
     figures = {"additive": losses, "chance": other, "clear": clear}
     tried = [Proposal(name=name, choice=solution.choice + 0 * index) for index, name in enumerate(figures)]
     tried = [replace(own, nearest=(index,)) for index, own in enumerate(tried)]
-    found = guard(measured(), problem, tried, lambda own: Seen(mean=figures[own.name].mean(), each=figures[own.name]))
+    found = guard(
+        measured(), problem, tried, lambda own: HeldOutLosses(mean=figures[own.name].mean(), each=figures[own.name])
+    )
     assert found.best.name == "clear"
     assert [own.name for own in found.undecided] == ["chance"]
     without = guard(
-        measured(), problem, tried[:2], lambda own: Seen(mean=figures[own.name].mean(), each=figures[own.name])
+        measured(), problem, tried[:2], lambda own: HeldOutLosses(mean=figures[own.name].mean(), each=figures[own.name])
     )
     assert without.best.name == "additive"
 
@@ -225,20 +230,20 @@ def test_a_difference_stands_out_when_its_mean_is_so_many_standard_errors() -> N
         other = losses * rng.lognormal(mean=-0.1, sigma=0.5, size=size)
         gain = losses**0.25 - other**0.25
         error = np.std(gain, ddof=1) / np.sqrt(size)
-        seen = [Seen(mean=own.mean(), each=own) for own in (losses, other)]
+        seen = [HeldOutLosses(mean=own.mean(), each=own) for own in (losses, other)]
         assert stands_out(*seen) == (gain.mean() > CONFIDENCE * error)
-    one = [Seen(mean=own, each=np.array([own])) for own in (2.0, 1.0)]
+    one = [HeldOutLosses(mean=own, each=np.array([own])) for own in (2.0, 1.0)]
     assert not stands_out(*one)  # one sample has no spread
 
 
 def test_a_difference_has_to_stand_out_at_softened_outputs_as_well_where_these_are_known() -> None:
     rng = np.random.default_rng(2)
     losses, softened = rng.lognormal(sigma=2, size=16), rng.lognormal(size=16)
-    standard = Seen(mean=losses.mean(), each=losses, softened=softened)
+    standard = HeldOutLosses(mean=losses.mean(), each=losses, softened=softened)
     for factor, expected in ((0.8, True), (1.2, False)):
-        other = Seen(mean=0.5 * losses.mean(), each=0.5 * losses, softened=factor * softened)
+        other = HeldOutLosses(mean=0.5 * losses.mean(), each=0.5 * losses, softened=factor * softened)
         assert stands_out(standard, other) is expected
-    assert stands_out(standard, Seen(mean=0.5 * losses.mean(), each=0.5 * losses))
+    assert stands_out(standard, HeldOutLosses(mean=0.5 * losses.mean(), each=0.5 * losses))
 
 
 def test_losses_at_softened_outputs_are_seen_of_every_kl_and_of_no_other_loss() -> None:
@@ -270,9 +275,9 @@ def test_equal_choices_are_listed_once_under_all_their_names() -> None:
     losses = {"a": 2.0, "b": 1.0, "c": 2.0, "d": 3.0}
     asked_of: list[str] = []
 
-    def seen_of(proposal: Proposal) -> Seen:
+    def seen_of(proposal: Proposal) -> HeldOutLosses:
         asked_of.append(proposal.name)
-        return Seen(mean=losses[proposal.name], each=np.full(8, losses[proposal.name]) + np.arange(8))
+        return HeldOutLosses(mean=losses[proposal.name], each=np.full(8, losses[proposal.name]) + np.arange(8))
 
     found = guard(
         measurement,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qcompress import Report, Result, compress, formulate, measure, prune_quantize, refine, solve, steps
 from qcompress.errors import ResultNotFiniteError
-from qcompress.guard import Seen, guard
+from qcompress.guard import HeldOutLosses, guard
 from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model.samples import split_samples
 from qcompress.pages.report_page import write_report_page
@@ -186,8 +186,8 @@ def test_the_best_of_the_others_is_taken_if_the_best_is_not_finite_on_the_data()
     tried = list(proposals(measurement, problem, solve(problem, "brute-force")))
     losses = {item.choice.tobytes(): float(number + 1) for number, item in enumerate(reversed(tried))}
 
-    def seen(item: Any) -> Seen:
-        return Seen(mean=losses[item.choice.tobytes()], each=np.full(4, losses[item.choice.tobytes()]))
+    def seen(item: Any) -> HeldOutLosses:
+        return HeldOutLosses(mean=losses[item.choice.tobytes()], each=np.full(4, losses[item.choice.tobytes()]))
 
     first = guard(measurement, problem, tried, seen).best.choice
     asked: list[bytes] = []

@@ -35,8 +35,8 @@ def peak_bytes(path: Path, inputs: Path, threads: int) -> int | None:
         return None
     # isolated (-I), because the modules beside this file would hide packages of the same name
     command = [sys.executable, "-I", __file__, str(path), str(inputs), str(threads)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-    return int(told.stdout)
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    return int(completed.stdout)
 
 
 def _most_bytes() -> int:

@@ -48,8 +48,8 @@ class TensorEntry:
 
     def described(self, start: int, stop: int) -> str:
         """Return the tensor's description for the header."""
-        told = {"dtype": DTYPES[self.dtype], "shape": list(self.shape), "data_offsets": [start, stop]}
-        return f",{json.dumps(self.name)}:{json.dumps(told, separators=(',', ':'))}"
+        entry = {"dtype": DTYPES[self.dtype], "shape": list(self.shape), "data_offsets": [start, stop]}
+        return f",{json.dumps(self.name)}:{json.dumps(entry, separators=(',', ':'))}"
 
 
 def write(file: BinaryIO, entries: Sequence[TensorEntry]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import ModelError, ResultNotFiniteError
 from qcompress.measuring.kept_codes import NOTHING_KEPT, KeptCodes
-from qcompress.measuring.memory import Returning, return_free_memory, room_on
+from qcompress.measuring.memory import MemoryTrimmer, return_free_memory, room_on
 from qcompress.model.forward import device_of
 from qcompress.model.parts import Part, weights_of
 from qcompress.model.sites import WEIGHT, Site
@@ -223,7 +223,7 @@ def fitted(
     """
     codes: Codes = {}
     work = np.cumsum([_work(part, moments) for part in parts])
-    start, first_s, returning = time.perf_counter(), 0.0, Returning()
+    start, first_s, trimmer = time.perf_counter(), 0.0, MemoryTrimmer()
     transforms: list[tuple[Transform, ...]] = []
     errors: list[float] = []
     for part, weight in zip(parts, weights_of(model, parts, moments, num_inputs, squares, ranges), strict=True):
@@ -235,7 +235,7 @@ def fitted(
         codes |= {(index, option): fit.stored for option, fit in enumerate(fits)}
         transforms.append(tuple(fit.transform for fit in fits))
         errors += [fit.error for fit in fits]
-        returning.after(weight.rows.nbytes)  # pieces between the codes that are kept
+        trimmer.after(weight.rows.nbytes)  # pieces between the codes that are kept
         if on_encode is not None:
             elapsed_s = time.perf_counter() - start
             first_s = elapsed_s if index == 0 else first_s

@@ -27,7 +27,7 @@ from qcompress.measuring.methods.alone import rises_alone, samples_to_run
 from qcompress.measuring.methods.reruns import NOT_IN_FLOAT32, options_to_run, sample_places, with_runs
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
-from qcompress.measuring.replacing import told, tried_out
+from qcompress.measuring.replacing import reasons_and_notes, tried_out
 from qcompress.measuring.stopping import Stop
 from qcompress.measuring.streamed.measure import measure_streamed
 from qcompress.measuring.sums import Sums
@@ -306,7 +306,7 @@ def _stated(
 ) -> Measurement:
     """Assemble the measurement from the results of the passes over the data."""
     shared = {id(table): table.numpy() for table in seen.moments.values()}
-    no_choice, more = told(inventory, candidates.transforms)
+    no_choice, more = reasons_and_notes(inventory, candidates.transforms)
     return Measurement(
         parts=inventory.parts,
         transforms=candidates.transforms,

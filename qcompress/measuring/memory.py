@@ -62,14 +62,14 @@ def return_free_memory() -> None:
         trim(0)
 
 
-class Returning:
-    """Returns freed memory to the system from time to time, measured by the work done.
+class MemoryTrimmer:
+    """Return freed memory to the system after every so many bytes of work.
 
     Args:
-        every: bytes of weights or gradients after which it is returned.
+        every: bytes of weights or gradients after which memory is returned.
 
-    >>> returning = Returning(every=10)
-    >>> [returning.after(8) for _ in range(4)]
+    >>> trimmer = MemoryTrimmer(every=10)
+    >>> [trimmer.after(8) for _ in range(4)]
     [False, True, False, True]
     """
 
@@ -77,7 +77,7 @@ class Returning:
         self._every, self._done = every, 0
 
     def after(self, done_bytes: int) -> bool:
-        """Count work, and return memory if it is time; says whether it was."""
+        """Count work; return memory, and True, if it is time."""
         self._done += done_bytes
         if due := self._done > self._every:
             return_free_memory()

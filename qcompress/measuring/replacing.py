@@ -107,7 +107,7 @@ def not_replaced(measured: Survey | Measurement, message: str, most: int = 3) ->
     )
 
 
-def told(inventory: Survey, transforms: Sequence[Sequence[Transform]]) -> tuple[dict[str, str], list[str]]:
+def reasons_and_notes(inventory: Survey, transforms: Sequence[Sequence[Transform]]) -> tuple[dict[str, str], list[str]]:
     """Return why parts have no choice, and notes on those that have other options."""
     no_choice, notes = {}, []
     for part, options in zip(inventory.parts, transforms, strict=True):

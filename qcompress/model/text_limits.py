@@ -36,16 +36,16 @@ def require_positions(config: Any, place: Path, length: int) -> None:
     Raises:
         DataError: they are.
     """
-    told = config.get_text_config()
-    name = next((name for name in POSITIONS if isinstance(getattr(told, name, None), int)), None)
-    rotary = any(getattr(told, word, None) is not None for word in ROTARY)
+    text = config.get_text_config()
+    name = next((name for name in POSITIONS if isinstance(getattr(text, name, None), int)), None)
+    rotary = any(getattr(text, word, None) is not None for word in ROTARY)
     if name is None or rotary:
         return
-    positions = getattr(told, name) - (told.pad_token_id + 1 if told.model_type in AFTER_PADDING else 0)
+    positions = getattr(text, name) - (text.pad_token_id + 1 if text.model_type in AFTER_PADDING else 0)
     if 0 < positions < length:
         raise DataError(
             f"windows of {length:,} tokens are longer than the {positions:,} positions of {place} "
-            f"({told.attribute_map.get(name, name)} of its configuration): give a smaller length (--length {positions})"
+            f"({text.attribute_map.get(name, name)} of its configuration): give a smaller length (--length {positions})"
         )
 
 

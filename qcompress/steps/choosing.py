@@ -13,7 +13,7 @@ from qcompress.compressed.apply import NEAREST
 from qcompress.engines.in_time import TOLERANCE, Seconds, without_time_budget
 from qcompress.errors import ResultNotFiniteError
 from qcompress.formulation import formulate
-from qcompress.guard import Guarded, KeptLoss, Seen, guard
+from qcompress.guard import Guarded, HeldOutLosses, KeptLoss, guard
 from qcompress.measurement import Measurement
 from qcompress.measuring.removals import on_offer
 from qcompress.measuring.replacing import not_replaced
@@ -252,7 +252,7 @@ def guarded(
     def make(_: Path | None) -> Guarded:
         within, base = _worth_seeing(request, measurement, problem, solution, better, stated, seconds)
         judged_by = problem if seconds is None else without_time_budget(problem)  # those within are in time
-        seen: Callable[[Proposal], Seen]
+        seen: Callable[[Proposal], HeldOutLosses]
         finite: dict[str, Callable[[Proposal], bool]] = {}
         if opened_of(calibration.model) is None:
             seen = KeptLoss(

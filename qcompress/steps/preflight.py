@@ -258,11 +258,11 @@ def _not_fitting(request: Request, inventory: Survey, most: int = 3) -> str:
                 continue
             if why := offer.why_not(part.target):
                 whys.setdefault(offer.label, []).append(f"{part.name!r}: {why}")
-    told = [
+    reasons = [
         f"{label!r} does not fit {len(own)} of {len(inventory.parts)} parts ({own[0]})"
         for label, own in sorted(whys.items(), key=lambda entry: -len(entry[1]))[:most]
     ]
-    return f". {'; '.join(told)}" if told else ""
+    return f". {'; '.join(reasons)}" if reasons else ""
 
 
 def _in_file(

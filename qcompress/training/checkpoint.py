@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 
 @dataclass(kw_only=True)
-class Standing:
+class TrainingState:
     """State of a training.
 
     Attributes:
@@ -58,11 +58,11 @@ class Checkpoint:
     key: str
     model: nn.Module
 
-    def save(self, standing: Standing, optimiser: Optimizer, schedule: LRScheduler) -> None:
+    def save(self, state: TrainingState, optimiser: Optimizer, schedule: LRScheduler) -> None:
         """Write the checkpoint."""
         moments = optimiser.state_dict()
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"kept/{name}": value for name, value in (standing.kept or {}).items()}
+        tensors |= {f"kept/{name}": value for name, value in (state.kept or {}).items()}
         tensors |= {
             f"optimiser/{index}/{name}": value
             for index, values in moments["state"].items()
@@ -70,8 +70,8 @@ class Checkpoint:
         }
         header = {
             **FILE_KIND.header, "key": self.key,
-            "step": standing.step, "before": standing.before, "best": standing.best, "idle": standing.idle,
-            "kept": standing.kept is not None,
+            "step": state.step, "before": state.before, "best": state.best, "idle": state.idle,
+            "kept": state.kept is not None,
             "groups": moments["param_groups"], "schedule": schedule.state_dict(),
         }  # fmt: skip
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -79,7 +79,7 @@ class Checkpoint:
         with replacing(self.path) as file:
             file.write(content)
 
-    def load(self, optimiser: Optimizer, schedule: LRScheduler) -> Standing:
+    def load(self, optimiser: Optimizer, schedule: LRScheduler) -> TrainingState:
         """Restore model, optimiser and schedule, and return the state of the training.
 
         Raises:
@@ -101,7 +101,7 @@ class Checkpoint:
         schedule.load_state_dict(header["schedule"])
         kept = _below("kept/", tensors) if header["kept"] else None
         numbers = {name: header[name] for name in ("step", "before", "best", "idle")}
-        return Standing(**numbers, kept=kept)
+        return TrainingState(**numbers, kept=kept)
 
     def _read(self) -> tuple[dict[str, Any], State]:
         try:

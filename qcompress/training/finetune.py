@@ -39,7 +39,7 @@ from qcompress.model.opened import require_in_memory
 from qcompress.model.passes import number_of
 from qcompress.model.steady import kept_state
 from qcompress.scalars import as_cache_file, plain
-from qcompress.training.checkpoint import Checkpoint, Standing
+from qcompress.training.checkpoint import Checkpoint, TrainingState
 from qcompress.training.optimiser import WideAdam
 from qcompress.training.straight_through import Trained
 from qcompress.transforms.own_code import code_of
@@ -242,50 +242,46 @@ def _train(
     )
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
     if file is not None and file.path.exists():
-        standing = file.load(optimiser, rates)
+        state = file.load(optimiser, rates)
     else:
-        standing = Standing(before=(loss_before := objective.validated()), best=loss_before)
+        state = TrainingState(before=(loss_before := objective.validated()), best=loss_before)
         if file is not None:
-            file.save(standing, optimiser, rates)
+            file.save(state, optimiser, rates)
     last_save = time.perf_counter()
 
     def tell(loss_now: float) -> None:
         if on_progress is not None:
             on_progress(
-                FinetuneProgress(
-                    step=standing.step, steps=steps, before=standing.before, loss=loss_now, best=standing.best
-                )
+                FinetuneProgress(step=state.step, steps=steps, before=state.before, loss=loss_now, best=state.best)
             )
 
     every, cut = max(1, steps // LOOKS), False
     try:
-        tell(standing.best)
-        for batch in _from(objective.calibration.data, standing.step, steps, objective.calibration.seed):
+        tell(state.best)
+        for batch in _from(objective.calibration.data, state.step, steps, objective.calibration.seed):
             _step(objective, trained, optimiser, batch)
             rates.step()
-            standing.step += 1
-            if standing.step % every and standing.step < steps:
+            state.step += 1
+            if state.step % every and state.step < steps:
                 continue
             with trained.stored():
                 loss_now = objective.validated()
-            standing.idle = standing.idle + 1 if loss_now >= standing.best else 0
-            if loss_now < standing.best:
-                standing.best, standing.kept = loss_now, trained.state()
+            state.idle = state.idle + 1 if loss_now >= state.best else 0
+            if loss_now < state.best:
+                state.best, state.kept = loss_now, trained.state()
             tell(loss_now)
-            if standing.idle == schedule.patience:
+            if state.idle == schedule.patience:
                 break
             if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
-                file.save(standing, optimiser, rates)
+                file.save(state, optimiser, rates)
                 last_save = time.perf_counter()
     except KeyboardInterrupt:
         cut = True
     except _DivergedError as error:
-        if not standing.step:
+        if not state.step:
             raise
-        _logger.warning(
-            "fine-tuning ends at step %d of %d, a lower learning rate helps: %s", standing.step, steps, error
-        )
-    trained.finish_(before if standing.kept is None else standing.kept, changed=standing.kept is not None)
+        _logger.warning("fine-tuning ends at step %d of %d, a lower learning rate helps: %s", state.step, steps, error)
+    trained.finish_(before if state.kept is None else state.kept, changed=state.kept is not None)
     if file is not None and not cut:
         file.path.unlink(missing_ok=True)
 

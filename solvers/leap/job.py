@@ -280,8 +280,8 @@ def received(
         time.sleep(pause)
         pause = min(PAUSE_GROWTH * pause, LONGEST_PAUSE_S)
     if job.status != "COMPLETED":
-        told = [reason for state in states if (reason := getattr(state, "error_message", None))]
-        reason = ", ".join(told) or "the service gives no reason"
+        messages = [reason for state in states if (reason := getattr(state, "error_message", None))]
+        reason = ", ".join(messages) or "the service gives no reason"
         raise LeapProblemError(
             f"problem {job.problem_id} of job {job.path} ended as {job.status} ({reason}); submit it again as a new job"
         )

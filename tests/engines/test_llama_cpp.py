@@ -15,7 +15,7 @@ from qcompress.engines.legal import for_engine
 from qcompress.engines.llama_cpp.container import TensorPlan, Value, write
 from qcompress.engines.llama_cpp.content import entries
 from qcompress.engines.llama_cpp.engine import LlamaCpp
-from qcompress.engines.llama_cpp.header import head_of
+from qcompress.engines.llama_cpp.header import header_of
 from qcompress.engines.llama_cpp.reading import read_gguf
 from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
 from qcompress.engines.verify import checked
@@ -67,13 +67,13 @@ def test_files_that_cannot_be_read_say_why(llama, tmp_path):
     (tmp_path / "text.gguf").write_text("not one")
     with pytest.raises(EngineError, match="is not a GGUF file"):
         read_gguf(tmp_path / "text.gguf")
-    head = head_of(llama, "")
-    plans = [entry.plan for entry in entries(llama, head)]
-    write(tmp_path / "less.gguf", head.values, [plan for plan in plans if plan.name != "blk.0.ffn_up.weight"])
+    header = header_of(llama, "")
+    plans = [entry.plan for entry in entries(llama, header)]
+    write(tmp_path / "less.gguf", header.values, [plan for plan in plans if plan.name != "blk.0.ffn_up.weight"])
     with pytest.raises(EngineError, match=r"lacks 'blk.0.ffn_up.weight'"):
         read_gguf(tmp_path / "less.gguf")
     more = replace(plans[0], name="blk.0.surprise.weight")
-    write(tmp_path / "more.gguf", head.values, [*plans, more])
+    write(tmp_path / "more.gguf", header.values, [*plans, more])
     with pytest.raises(EngineError, match=r"has 'blk.0.surprise.weight', for which .* no place"):
         read_gguf(tmp_path / "more.gguf")
 

@@ -15,7 +15,7 @@ from qcompress.engines.llama_cpp.assumptions import (
     require_expressible,
 )
 from qcompress.engines.llama_cpp.engine import LlamaCpp
-from qcompress.engines.llama_cpp.header import head_of
+from qcompress.engines.llama_cpp.header import header_of
 from qcompress.engines.llama_cpp.reading import read_gguf
 from qcompress.errors import EngineError
 from tests.engines.tiny import KINDS, tiny, words
@@ -122,7 +122,7 @@ def test_what_llama_cpp_does_not_compute_is_refused(kind, changes, named, tmp_pa
         factory = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
         model = factory.from_config(config)
     with pytest.raises(EngineError, match=named):
-        head_of(model, str(tmp_path))
+        header_of(model, str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

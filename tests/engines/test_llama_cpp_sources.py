@@ -15,7 +15,7 @@ from qcompress.engines.llama_cpp import running
 from qcompress.engines.llama_cpp.container import TensorPlan, Value, write
 from qcompress.engines.llama_cpp.content import entries
 from qcompress.engines.llama_cpp.engine import LlamaCpp
-from qcompress.engines.llama_cpp.header import head_of
+from qcompress.engines.llama_cpp.header import header_of
 from qcompress.engines.llama_cpp.pooling import pooling_type
 from qcompress.engines.llama_cpp.reading import read_gguf
 from qcompress.errors import DataError, EngineError
@@ -33,9 +33,9 @@ def llama(tmp_path):
 
 def written(model, path, changes=(), extra=()):
     """The GGUF file of a model with some values of the header changed and tensors added."""
-    head = head_of(model, "")
-    values = head.values | {name: Value.of(value) for name, value in dict(changes).items()}
-    write(path, values, [*(entry.plan for entry in entries(model, head)), *extra])
+    header = header_of(model, "")
+    values = header.values | {name: Value.of(value) for name, value in dict(changes).items()}
+    write(path, values, [*(entry.plan for entry in entries(model, header)), *extra])
     return path
 
 
@@ -50,11 +50,11 @@ PARTS = {  # changes of the header, and how many tensors are left out
 
 @pytest.mark.parametrize(("changes", "place", "named"), PARTS.values(), ids=list(PARTS))
 def test_a_file_that_is_no_whole_model_says_what_it_is(llama, changes, place, named, tmp_path):
-    head = head_of(llama, "")
-    plans = [entry.plan for entry in entries(llama, head)]
+    header = header_of(llama, "")
+    plans = [entry.plan for entry in entries(llama, header)]
     kept = [] if place is None else plans[place:] if place > 0 else plans[:place]
     path = tmp_path / "part.gguf"
-    write(path, head.values | {name: Value.of(value) for name, value in changes.items()}, kept)
+    write(path, header.values | {name: Value.of(value) for name, value in changes.items()}, kept)
     with pytest.raises(EngineError, match=f"part.gguf {named}"):
         read_gguf(path)
     with pytest.raises(EngineError, match=f"part.gguf {named}"):
@@ -70,17 +70,17 @@ def test_sizes_by_layer_are_refused_by_name(llama, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["block_count", "embedding_length", "attention.head_count", "feed_forward_length"])
 def test_a_header_without_a_size_is_refused_by_name(llama, name, tmp_path):
-    head = head_of(llama, "")
-    values = {key: value for key, value in head.values.items() if key != f"llama.{name}"}
-    write(tmp_path / "a.gguf", values, [entry.plan for entry in entries(llama, head)])
+    header = header_of(llama, "")
+    values = {key: value for key, value in header.values.items() if key != f"llama.{name}"}
+    write(tmp_path / "a.gguf", values, [entry.plan for entry in entries(llama, header)])
     with pytest.raises(EngineError, match=rf"lacks llama\.{name}"):
         read_gguf(tmp_path / "a.gguf")
 
 
 def test_a_file_without_a_tokenizer_is_told(llama, tmp_path):
-    head = head_of(llama, "")
-    values = {key: value for key, value in head.values.items() if not key.startswith("tokenizer.")}
-    write(tmp_path / "a.gguf", values, [entry.plan for entry in entries(llama, head)])
+    header = header_of(llama, "")
+    values = {key: value for key, value in header.values.items() if not key.startswith("tokenizer.")}
+    write(tmp_path / "a.gguf", values, [entry.plan for entry in entries(llama, header)])
     with pytest.raises(EngineError, match=r"a\.gguf lacks tokenizer\.ggml\.tokens"):
         qcompress.verify(tmp_path / "a.gguf", llama, [words(0)], target=ENGINE)
 
@@ -202,13 +202,13 @@ def test_factors_of_a_rotation_must_be_those_of_the_model(tmp_path):
     assert found.ok, found.why_not
     assert found.max_difference < 0.01
     with pytest.raises(EngineError, match=r"has 'rope_freqs.weight', but .* of type 'default'"):
-        head_of(plain, str(path))
+        header_of(plain, str(path))
     wrong = written(plain, tmp_path / "wrong.gguf", extra=[factors("rope_freqs.weight", np.ones(8))])
     with pytest.raises(EngineError, match="'rope_freqs.weight' is not what"):
-        head_of(model, str(wrong))
+        header_of(model, str(wrong))
     with pytest.raises(EngineError, match="lacks 'rope_freqs.weight', which .* of type 'llama3' need"):
-        head_of(model, str(written(plain, tmp_path / "without.gguf")))
-    own = head_of(model, "").tensors[0]
+        header_of(model, str(written(plain, tmp_path / "without.gguf")))
+    own = header_of(model, "").tensors[0]
     assert (own.name, own.shape) == (right.name, right.shape)
     np.testing.assert_allclose(own.content(), right.content(), rtol=1e-6)
 
@@ -251,7 +251,7 @@ def test_a_rotation_that_is_not_known_is_not_read_as_another(llama, changes, nam
         read_gguf(path)
     if "llama.rope.dimension_count" not in changes:
         with pytest.raises(EngineError, match=named):
-            head_of(llama, str(path))
+            header_of(llama, str(path))
 
 
 def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(llama, tmp_path):
@@ -261,7 +261,7 @@ def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(llama, tmp_path):
     outputs = LlamaCpp(source=str(path)).emulate(again, [text]).outputs[0]
     torch.testing.assert_close(running.run(path, [text], 1).outputs[0], outputs, rtol=0, atol=0.02)
     with pytest.raises(EngineError, match=r"rope.scaling.type is 'linear', but the model has 'none'"):
-        head_of(llama, str(path))
+        header_of(llama, str(path))
 
 
 def test_the_largest_gemma_is_read_with_its_scale_and_rotation(tmp_path):
@@ -289,8 +289,8 @@ def test_a_sample_without_tokens_is_refused(llama, tmp_path):
 
 
 def test_llama_cpp_says_why_it_does_not_load_a_file(llama, tmp_path):
-    head = head_of(llama, "")
-    plans = [entry.plan for entry in entries(llama, head)]
-    write(tmp_path / "more.gguf", head.values, [*plans, replace(plans[0], name="blk.0.surprise.weight")])
+    header = header_of(llama, "")
+    plans = [entry.plan for entry in entries(llama, header)]
+    write(tmp_path / "more.gguf", header.values, [*plans, replace(plans[0], name="blk.0.surprise.weight")])
     with pytest.raises(EngineError, match=r"does not load .*more.gguf: .*wrong number of tensors; expected 21, got 20"):
         running.run(tmp_path / "more.gguf", [words(0)], 1)

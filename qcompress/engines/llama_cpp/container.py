@@ -70,7 +70,7 @@ class TensorPlan:
     content: Callable[[], NDArray[Any]]
 
 
-def head(values: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> bytes:
+def header_bytes(values: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> bytes:
     """Return everything before the tensors, padding included; its length does not depend on the tensors' types."""
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(values))]
     parts += [_string(name) + value.packed() for name, value in values.items()]
@@ -91,7 +91,7 @@ def write(path: Path, values: Mapping[str, Value], tensors: Sequence[TensorPlan]
         EngineError: the content of a tensor does not have the planned size.
     """
     with path.open("wb") as file:
-        file.write(head(values, tensors))
+        file.write(header_bytes(values, tensors))
         for tensor in tensors:
             content = np.ascontiguousarray(tensor.content())
             if content.nbytes != tensor.size_bytes:
@@ -122,13 +122,13 @@ def opened(path: Path) -> Any:
 
 def why_not_whole(reader: Any) -> str:
     """Why the file of a ``gguf.GGUFReader`` is no whole model, or an empty string."""
-    told = {name: reader.fields[name].contents() for name in ("general.type", "split.no", "split.count")
-            if name in reader.fields}  # fmt: skip
-    if told.get("general.type") == "adapter":
+    keys = ("general.type", "split.no", "split.count")
+    metadata = {name: reader.fields[name].contents() for name in keys if name in reader.fields}
+    if metadata.get("general.type") == "adapter":
         return "is an adapter (LoRA), no model: merge it into its model, as llama-export-lora does, and give that file"
-    if (count := told.get("split.count", 1)) > 1:
+    if (count := metadata.get("split.count", 1)) > 1:
         return (
-            f"is part {told.get('split.no', 0) + 1} of {count} of a model: merge them, as "
+            f"is part {metadata.get('split.no', 0) + 1} of {count} of a model: merge them, as "
             "'llama-gguf-split --merge FIRST_PART WHOLE' does, and give the whole file"
         )
     names = {tensor.name for tensor in reader.tensors}

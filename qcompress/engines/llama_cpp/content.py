@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qcompress.compressed.record import CompressedPart, record_of
 from qcompress.engines.llama_cpp.architectures import tensor_names
 from qcompress.engines.llama_cpp.container import TensorPlan, Value
-from qcompress.engines.llama_cpp.header import Head
+from qcompress.engines.llama_cpp.header import Header
 from qcompress.engines.tensor_file import bytes_of
 from qcompress.errors import EngineError
 from qcompress.model.tensors import all_names
@@ -56,7 +56,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name.endswith(WORDS) or id(tensor) not in words}
 
 
-def entries(model: nn.Module, head: Head) -> list[Entry]:
+def entries(model: nn.Module, header: Header) -> list[Entry]:
     """Return every tensor of the file that comes from the model, in the order of its state dict.
 
     Raises:
@@ -64,25 +64,25 @@ def entries(model: nn.Module, head: Head) -> list[Entry]:
             llama.cpp does not read.
     """
     state = all_names(model)
-    names = tensor_names(head.architecture, head.number("block_count"), state_of(model))
+    names = tensor_names(header.architecture, header.number("block_count"), state_of(model))
     record = record_of(model)
     stored: dict[int, CompressedPart] = {}
     for item in () if record is None else record.parts:
         if item.part.rows is not None:
             raise EngineError(f"a tensor of a GGUF file has one type, but {item.part.name!r} is a block of a tensor")
         stored[id(state[item.part.state_name])] = item
-    whole = [_entry(name, state[name], names[name], stored.get(id(state[name])), head) for name in names]
-    _require_fit(whole, head)
+    whole = [_entry(name, state[name], names[name], stored.get(id(state[name])), header) for name in names]
+    _require_fit(whole, header)
     return whole
 
 
-def _require_fit(whole: list[Entry], head: Head) -> None:
+def _require_fit(whole: list[Entry], header: Header) -> None:
     """Raise an error for a model with other sizes than the header says."""
     remedy = "the header must come from the same model: give its folder, or a GGUF file of it, as source"
     blocks = {int(entry.plan.name.split(".")[1]) for entry in whole if entry.plan.name.startswith("blk.")}
-    if len(blocks) != (count := head.number("block_count")):
+    if len(blocks) != (count := header.number("block_count")):
         raise EngineError(f"the header of the GGUF file says {count} blocks, but the model has {len(blocks)}; {remedy}")
-    sizes = head.sizes()
+    sizes = header.sizes()
     for entry in whole:
         wanted = sizes.get(entry.plan.name.removeprefix("blk.").lstrip("0123456789."))
         if wanted is not None and entry.plan.shape != wanted:
@@ -92,8 +92,8 @@ def _require_fit(whole: list[Entry], head: Head) -> None:
             )
 
 
-def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, head: Head) -> Entry:
-    order = _order(called, head, tensor.shape[0]) if tensor.ndim else None
+def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, header: Header) -> Entry:
+    order = _order(called, header, tensor.shape[0]) if tensor.ndim else None
     if item is not None and isinstance(item.transform, GgufType):
         plan = _plan(called, tuple(tensor.shape), item.transform.type, _rows(lambda: item.stored["blocks"], order))
         return Entry(state=name, plan=plan, part=item)
@@ -106,7 +106,7 @@ def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, 
         raise EngineError(f"{name!r} has dtype {tensor.dtype}, which cannot be written to GGUF")
     full = called in FULL or (item is None and tensor.ndim < 2)
     kind = "F32" if full else PLAIN[tensor.dtype]
-    shift = float(head.architecture.shifted_norms and called.endswith("norm.weight"))
+    shift = float(header.architecture.shifted_norms and called.endswith("norm.weight"))
 
     def values() -> Tensor:
         wide = tensor.detach().cpu().to(torch.float32) + shift if full else tensor.detach().cpu()
@@ -134,27 +134,27 @@ def _rows(give: Callable[[], Tensor], order: NDArray[np.int64] | None) -> Callab
     return content
 
 
-def _order(called: str, head: Head, rows: int) -> NDArray[np.int64] | None:
+def _order(called: str, header: Header, rows: int) -> NDArray[np.int64] | None:
     """The order in which llama.cpp expects the rows, or None for that of the state dict."""
     kind = called.split(".")[-2] if "." in called else called
-    if not head.architecture.interleaved or kind not in ("attn_q", "attn_k"):
+    if not header.architecture.interleaved or kind not in ("attn_q", "attn_k"):
         return None
-    heads = head.number("attention.head_count")
+    heads = header.number("attention.head_count")
     if kind == "attn_k":
-        heads = head.number("attention.head_count_kv", heads)
+        heads = header.number("attention.head_count_kv", heads)
     halves: NDArray[np.int64] = np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
     return halves
 
 
-def state_rows(entry: Entry, rows: NDArray[Any], head: Head) -> NDArray[Any]:
+def state_rows(entry: Entry, rows: NDArray[Any], header: Header) -> NDArray[Any]:
     """Return rows of a tensor of the file in the order of the state dict."""
-    order = _order(entry.plan.name, head, len(rows))
+    order = _order(entry.plan.name, header, len(rows))
     return rows if order is None else rows[np.argsort(order)]
 
 
-def values_of(head: Head) -> Mapping[str, Value]:
+def values_of(header: Header) -> Mapping[str, Value]:
     """Return the header's values for a file of mixed types."""
-    return head.values | {
+    return header.values | {
         "general.file_type": Value.of(GUESSED),
         "general.quantization_version": Value.of(2),
     }

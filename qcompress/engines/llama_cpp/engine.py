@@ -13,7 +13,7 @@ from qcompress.engines.base import Companion, Engine, EngineRun, FileSizes, time
 from qcompress.engines.llama_cpp import container, running
 from qcompress.engines.llama_cpp.container import TensorPlan
 from qcompress.engines.llama_cpp.content import FULL, Entry, entries, state_rows, values_of
-from qcompress.engines.llama_cpp.header import Head, head_of
+from qcompress.engines.llama_cpp.header import Header, header_of
 from qcompress.engines.llama_cpp.pooling import pooled
 from qcompress.engines.llama_cpp.recipe import is_recipe, recipe_of
 from qcompress.errors import EngineError
@@ -84,15 +84,15 @@ class LlamaCpp(Engine):
         example: Any = None,  # noqa: ARG002
     ) -> FileSizes:
         """Sizes of tensors, padded to multiples of 32 bytes; the header has the same length for every choice."""
-        head = head_of(model, self.source)
-        plans, state = entries(model, head), all_names(model)
+        header = header_of(model, self.source)
+        plans, state = entries(model, header), all_names(model)
         places: dict[int, list[str]] = {}
         for entry in plans:
             places.setdefault(id(state[entry.state]), []).append(entry.plan.name)
         inside = {id(state[part.state_name]) for part in parts}
         rest = [entry.plan.size_bytes for entry in plans if id(state[entry.state]) not in inside]
-        rest += [tensor.size_bytes for tensor in head.tensors]
-        whole = container.head(values_of(head), [*(entry.plan for entry in plans), *head.tensors])
+        rest += [tensor.size_bytes for tensor in header.tensors]
+        whole = container.header_bytes(values_of(header), [*(entry.plan for entry in plans), *header.tensors])
 
         def size(part: Part, transform: Transform) -> int:
             full, size_bytes = 4 * part.target.num_weights, transform.size_bytes(part.target)
@@ -109,14 +109,14 @@ class LlamaCpp(Engine):
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:  # noqa: ARG002
         """Write the file, one tensor at a time."""
-        head = head_of(model, self.source)
-        container.write(path, values_of(head), _plans(model, head))
+        header = header_of(model, self.source)
+        container.write(path, values_of(header), _plans(model, header))
 
     def companions(self) -> Sequence[Companion]:
         """The recipe, if a file is given for it."""
 
         def content(model: nn.Module) -> bytes:
-            return recipe_of(_plans(model, head_of(model, self.source))).encode()
+            return recipe_of(_plans(model, header_of(model, self.source))).encode()
 
         given = (Path(self.recipe),) if self.recipe else ()
         return [Companion(setting="recipe", path=path, content=content, is_one=is_recipe) for path in given]
@@ -128,14 +128,14 @@ class LlamaCpp(Engine):
 
     def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
         """Compute the same with the model, one sample at a time, because samples may be padded in the batch."""
-        head = head_of(model, self.source)
+        header = header_of(model, self.source)
 
         def outputs(batch: Any) -> Tensor:
             rows = []
             for words in running.sequences(batch):
                 given = forwards.to_device(torch.tensor([words]), forwards.device_of(model))
                 output = model(given)
-                rows.append(_embedding(output, head) if head.architecture.encoder else _next_word(output))
+                rows.append(_embedding(output, header) if header.architecture.encoder else _next_word(output))
             return torch.cat(rows)
 
         return timed(outputs(batch) for batch in batches)
@@ -144,28 +144,28 @@ class LlamaCpp(Engine):
         """Decode every tensor with the independent code of ``gguf`` and require bitwise equality with the model's."""
         import gguf
 
-        head = head_of(model, self.source)
+        header = header_of(model, self.source)
         state = all_names(model)
         tensors = {tensor.name: tensor for tensor in container.opened(path).tensors}
-        for entry in entries(model, head):
+        for entry in entries(model, header):
             tensor = tensors.get(entry.plan.name)
             if tensor is None:
                 return f"the file lacks {entry.plan.name!r}"
             decoded = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-            if why := _differs(entry, decoded, state[entry.state], head):
+            if why := _differs(entry, decoded, state[entry.state], header):
                 return why
         return ""
 
 
-def _plans(model: nn.Module, head: Head) -> list[TensorPlan]:
+def _plans(model: nn.Module, header: Header) -> list[TensorPlan]:
     """All tensors of the file."""
-    return [*(entry.plan for entry in entries(model, head)), *head.tensors]
+    return [*(entry.plan for entry in entries(model, header)), *header.tensors]
 
 
-def _differs(entry: Entry, decoded: Any, weight: Tensor, head: Head) -> str:
+def _differs(entry: Entry, decoded: Any, weight: Tensor, header: Header) -> str:
     wanted = weight.detach().cpu().float()
-    shift = float(head.architecture.shifted_norms and entry.plan.name.endswith("norm.weight"))
-    rows = state_rows(entry, np.asarray(decoded, dtype=np.float32).reshape(wanted.shape), head)
+    shift = float(header.architecture.shifted_norms and entry.plan.name.endswith("norm.weight"))
+    rows = state_rows(entry, np.asarray(decoded, dtype=np.float32).reshape(wanted.shape), header)
     if torch.equal(torch.tensor(rows).to(weight.dtype), (wanted + shift).to(weight.dtype)):
         return ""
     return f"{entry.plan.name!r} in the file is not the model's {entry.state!r}"
@@ -177,7 +177,7 @@ def _next_word(output: Any) -> Tensor:
     return logits[:, -1].float().log_softmax(-1)
 
 
-def _embedding(output: Any, head: Head) -> Tensor:
+def _embedding(output: Any, header: Header) -> Tensor:
     """``(1, width)``: pooled as the header says, normalised to length 1.
 
     Raises:
@@ -186,4 +186,4 @@ def _embedding(output: Any, head: Head) -> Tensor:
     states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
     if not isinstance(states, Tensor) or states.ndim != 3:
         raise EngineError(f"the output of an encoder must have token states, found {type(output).__name__}")
-    return torch.nn.functional.normalize(pooled(states.float(), head.number("pooling_type")), dim=-1)
+    return torch.nn.functional.normalize(pooled(states.float(), header.number("pooling_type")), dim=-1)

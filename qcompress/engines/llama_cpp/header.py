@@ -31,7 +31,7 @@ FREE = ("context_length", "attention.causal", "vocab_size")  # may differ betwee
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Head:
+class Header:
     """The header of a GGUF file.
 
     Attributes:
@@ -52,12 +52,12 @@ class Head:
         Raises:
             EngineError: the header does not contain it, or one for every layer.
         """
-        content = self.told(name, default)
+        content = self.value(name, default)
         if content is None:
             raise EngineError(f"the header of the GGUF file lacks {self.architecture.name}.{name}")
         return int(content)
 
-    def told(self, name: str, default: Any = None) -> Any:
+    def value(self, name: str, default: Any = None) -> Any:
         """Return a value of the architecture.
 
         Raises:
@@ -86,7 +86,7 @@ class Head:
         return shapes | ({} if words is None else {"token_embd.weight": (len(words.content), width)})
 
 
-def head_of(model: nn.Module, source: str) -> Head:
+def header_of(model: nn.Module, source: str) -> Header:
     """Make the header for a model.
 
     Args:
@@ -102,10 +102,10 @@ def head_of(model: nn.Module, source: str) -> Head:
     if known:
         require_expressible(config)
     if (file := Path(source or _loaded_from(model))).is_file():
-        head = _head_of_file(file)
+        header = _header_of_file(file)
         if known:
-            _require_same(head, config, str(file))
-        return head
+            _require_same(header, config, str(file))
+        return header
     if source and not file.exists():
         raise EngineError(f"there is no folder or GGUF file {source!r}, which is the source for the header")
     if config is None or not hasattr(config, "model_type"):
@@ -114,7 +114,7 @@ def head_of(model: nn.Module, source: str) -> Head:
             f"{type(model).__name__} has no transformers configuration. If it is such a model nevertheless, give a "
             "GGUF file of the same model as source, such as LlamaCpp(source='model-f16.gguf')"
         )
-    return _head_of_folder(_folder(model, source), config)
+    return _header_of_folder(_folder(model, source), config)
 
 
 def _loaded_from(model: nn.Module) -> str:
@@ -134,7 +134,7 @@ def _folder(model: nn.Module, source: str) -> Path:
     return folder
 
 
-def _head_of_folder(folder: Path, config: Any) -> Head:
+def _header_of_folder(folder: Path, config: Any) -> Header:
     architecture = architecture_of(config.model_type)
     described = architecture.describe(config)
     described |= {"pooling_type": pooling_type(folder)} if architecture.encoder else rotation_values(config)
@@ -143,14 +143,14 @@ def _head_of_folder(folder: Path, config: Any) -> Head:
         "general.type": Value.of("model"),
     }
     own = {f"{architecture.name}.{name}": Value.of(value) for name, value in described.items()}
-    return Head(
+    return Header(
         values=general | own | tokenizer_values(folder, config, encoder=architecture.encoder),
         architecture=architecture,
         tensors=(rotation_factors.plan_of(config),) if rotation_kind(config) == rotation_factors.KIND else (),
     )
 
 
-def _head_of_file(path: Path) -> Head:
+def _header_of_file(path: Path) -> Header:
     import gguf
 
     reader = opened(path)
@@ -163,7 +163,7 @@ def _head_of_file(path: Path) -> Head:
         values[name] = Value(content=field.contents(), kind=int(field.types[0]), item_kind=item_kind)
     if "general.architecture" not in values:
         raise EngineError(f"the header of {path} lacks general.architecture")
-    head = Head(
+    header = Header(
         values=values,
         architecture=architecture_called(str(values["general.architecture"].content)),
         tensors=tuple(
@@ -179,28 +179,28 @@ def _head_of_file(path: Path) -> Head:
         ),
         lacking=lacking,
     )
-    if head.architecture.encoder and (number := head.number("pooling_type", 0)) not in POOLINGS:
+    if header.architecture.encoder and (number := header.number("pooling_type", 0)) not in POOLINGS:
         raise EngineError(f"{path} has the pooling type {number}; known: {POOLINGS}")
-    return head
+    return header
 
 
-def _require_same(head: Head, config: Any, source: str) -> None:
+def _require_same(header: Header, config: Any, source: str) -> None:
     """Raise an error for a header that is not that of the model; values that it leaves out are llama.cpp's to derive.
 
     Raises:
         EngineError: another architecture, or another value.
     """
     architecture = architecture_of(config.model_type)
-    if head.architecture.name != architecture.name:
+    if header.architecture.name != architecture.name:
         raise EngineError(
-            f"the source {source} is a model of architecture {head.architecture.name!r}, but the model's is "
+            f"the source {source} is a model of architecture {header.architecture.name!r}, but the model's is "
             f"{architecture.name!r}: give a GGUF file of the same model, or its folder, as source"
         )
-    values = dict(head.values)
-    if not head.tensors and not architecture.encoder:
-        told = scaling_of(head.values, architecture.name)
-        values |= {f"{architecture.name}.rope.scaling.{name}": Value.of(value) for name, value in told.items()}
-    wanted = architecture.describe(config) | ({} if architecture.encoder else _rotation(head, config))
+    values = dict(header.values)
+    if not header.tensors and not architecture.encoder:
+        scaling = scaling_of(header.values, architecture.name)
+        values |= {f"{architecture.name}.rope.scaling.{name}": Value.of(value) for name, value in scaling.items()}
+    wanted = architecture.describe(config) | ({} if architecture.encoder else _rotation(header, config))
     if not wanted.get("attention.sliding_window", 1):  # Phi 3's, which llama.cpp does not read
         wanted.pop("attention.sliding_window")
     for name, value in wanted.items():
@@ -216,10 +216,10 @@ def _require_same(head: Head, config: Any, source: str) -> None:
 _DEFAULTS: Mapping[str, Any] = {"rope.freq_base": 10_000.0}
 
 
-def _rotation(head: Head, config: Any) -> dict[str, Any]:
+def _rotation(header: Header, config: Any) -> dict[str, Any]:
     """The values of the rotation that a file must have; with factors in a tensor the header has only the base."""
     kind = rotation_kind(config)
-    if not head.tensors:
+    if not header.tensors:
         if kind == rotation_factors.KIND:
             raise EngineError(
                 f"the source lacks {rotation_factors.FACTORS!r}, which the model's rotary positions of type {kind!r} "
@@ -228,9 +228,11 @@ def _rotation(head: Head, config: Any) -> dict[str, Any]:
         return {"rope.scaling.type": "none"} | rotation_values(config)
     if kind not in (rotation_factors.KIND, "longrope"):
         raise EngineError(
-            f"the source has {head.tensors[0].name!r}, but the model's rotary positions are of type {kind!r}"
+            f"the source has {header.tensors[0].name!r}, but the model's rotary positions are of type {kind!r}"
         )
-    if kind == rotation_factors.KIND and not any(rotation_factors.are_those_of(config, plan) for plan in head.tensors):
+    if kind == rotation_factors.KIND and not any(
+        rotation_factors.are_those_of(config, plan) for plan in header.tensors
+    ):
         raise EngineError(
             f"the source's {rotation_factors.FACTORS!r} is not what the model's rotary positions of type {kind!r} need"
         )

@@ -31,12 +31,12 @@ def pooling_type(folder: Path) -> int:
     if not file.is_file():
         return MEAN
     settings = json.loads(file.read_bytes())
-    told = settings.get("pooling_mode") or [
+    modes = settings.get("pooling_mode") or [
         name.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for name, wanted in settings.items()
         if name.startswith("pooling_mode_") and wanted is True
     ]
-    names = [told] if isinstance(told, str) else list(told)
+    names = [modes] if isinstance(modes, str) else list(modes)
     numbers = [number for number, name in POOLINGS.items() if names == [name]]
     if not numbers:
         raise EngineError(

@@ -20,7 +20,7 @@ from qcompress.engines.llama_cpp.architectures import tensor_names
 from qcompress.engines.llama_cpp.assumptions import query_scale
 from qcompress.engines.llama_cpp.container import opened
 from qcompress.engines.llama_cpp.content import entries, state_of, state_rows
-from qcompress.engines.llama_cpp.header import Head, head_of
+from qcompress.engines.llama_cpp.header import Header, header_of
 from qcompress.engines.llama_cpp.rotation import LOCAL_BASE, scaling_of
 from qcompress.errors import EngineError
 
@@ -56,31 +56,31 @@ def read_gguf(path: AnyPath) -> nn.Module:
     import transformers
 
     file = Path(path)
-    head = require_readable(file)
+    header = require_readable(file)
     tensors = {tensor.name: tensor for tensor in opened(file).tensors}
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
-    config = transformers.AutoConfig.for_model(**_config(head, shapes))
-    if any(not rotation_factors.are_those_of(config, plan) for plan in head.tensors):
+    config = transformers.AutoConfig.for_model(**_config(header, shapes))
+    if any(not rotation_factors.are_those_of(config, plan) for plan in header.tensors):
         raise EngineError(
-            f"{file} has {head.tensors[0].name!r}, factors of rotary positions, which have no configuration here; "
+            f"{file} has {header.tensors[0].name!r}, factors of rotary positions, which have no configuration here; "
             f"load the model from its Hugging Face folder, and give this file as LlamaCpp(source={str(file)!r})"
         )
     if hasattr(config, "query_pre_attn_scalar"):
         config.query_pre_attn_scalar = query_scale(config)
-    factory = transformers.AutoModel if head.architecture.encoder else transformers.AutoModelForCausalLM
+    factory = transformers.AutoModel if header.architecture.encoder else transformers.AutoModelForCausalLM
     model: nn.Module = factory.from_config(config, dtype=torch.float32).eval()
     state = dict(model.state_dict())
-    for entry in entries(model, head):
+    for entry in entries(model, header):
         name = entry.plan.name
         if name not in tensors:
             raise EngineError(f"{file} lacks {name!r}, which a model of type {config.model_type!r} has")
         if shapes[name] != entry.plan.shape:
             raise EngineError(f"{name!r} in {file} has the shape {shapes[name]}, expected {entry.plan.shape}")
         rows = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
-        rows = state_rows(entry, rows.reshape(entry.plan.shape), head)
-        shift = float(head.architecture.shifted_norms and name.endswith("norm.weight"))
+        rows = state_rows(entry, rows.reshape(entry.plan.shape), header)
+        shift = float(header.architecture.shifted_norms and name.endswith("norm.weight"))
         state[entry.state].copy_(torch.from_numpy(np.ascontiguousarray(rows)) - shift)
-    _require_all_read(file, head, state_of(model), shapes)
+    _require_all_read(file, header, state_of(model), shapes)
     model.name_or_path = str(file)  # type: ignore[assignment]
     return model
 
@@ -93,9 +93,9 @@ def config_of(file: Path) -> Any:
     """
     import transformers
 
-    head = require_readable(file)
+    header = require_readable(file)
     return transformers.AutoConfig.for_model(
-        **_config(head, {tensor.name: _shape(tensor) for tensor in opened(file).tensors})
+        **_config(header, {tensor.name: _shape(tensor) for tensor in opened(file).tensors})
     )
 
 
@@ -103,7 +103,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
-def require_readable(file: Path) -> Head:
+def require_readable(file: Path) -> Header:
     """Return the header of a GGUF file.
 
     Raises:
@@ -114,43 +114,45 @@ def require_readable(file: Path) -> Head:
         raise EngineError(f"{file} is a folder; name a GGUF file, such as one in it")
     if not file.is_file():
         raise FileNotFoundError(2, "there is no such GGUF file", str(file))
-    head = head_of(nn.Identity(), str(file))
-    if head.lacking:
-        raise EngineError(f"{file} {head.lacking}")
-    return head
+    header = header_of(nn.Identity(), str(file))
+    if header.lacking:
+        raise EngineError(f"{file} {header.lacking}")
+    return header
 
 
-def _require_all_read(file: Path, head: Head, state: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> None:
+def _require_all_read(file: Path, header: Header, state: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> None:
     """Raise an error for tensors of the file that the model has no place for."""
-    read = set(tensor_names(head.architecture, head.number("block_count"), state).values())
-    read |= {plan.name for plan in head.tensors}
+    read = set(tensor_names(header.architecture, header.number("block_count"), state).values())
+    read |= {plan.name for plan in header.tensors}
     unread = [name for name in shapes if name not in read]
     if unread:
         raise EngineError(
-            f"{file} has {unread[0]!r}, for which a model of architecture {head.architecture.name!r} has no place"
+            f"{file} has {unread[0]!r}, for which a model of architecture {header.architecture.name!r} has no place"
             + (f" (nor for {len(unread) - 1} others)" if len(unread) > 1 else "")
         )
 
 
-def _rope(head: Head) -> dict[str, Any]:
+def _rope(header: Header) -> dict[str, Any]:
     """The rotation in the terms of transformers."""
-    told = scaling_of(head.values, head.architecture.name)
-    kind = told.pop("type")
-    stated = head.values.get(f"{head.architecture.name}.rope.freq_base")
+    scaling = scaling_of(header.values, header.architecture.name)
+    kind = scaling.pop("type")
+    stated = header.values.get(f"{header.architecture.name}.rope.freq_base")
     base = 10_000.0 if stated is None else stated.content
-    if head.tensors:
-        return rotation_factors.usual_parameters(head.tensors[0], base)
+    if header.tensors:
+        return rotation_factors.usual_parameters(header.tensors[0], base)
     rope = {"rope_type": "default" if kind == "none" else kind, "rope_theta": base}
     names = {"original_context_length": "original_max_position_embeddings"}
-    return rope | {names.get(name, name): value for name, value in told.items()}
+    return rope | {names.get(name, name): value for name, value in scaling.items()}
 
 
-def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _config(header: Header, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The configuration in the terms of transformers."""
-    name, told = head.architecture.name, head.told
+    name, value_of = header.architecture.name, header.value
     for key in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count"):
-        head.number(key)  # without which nothing is to be told of the model's sizes
-    config = {field: value for field, key in FIELDS.items() if (value := told(key)) not in (None, 0)}  # 0: no window
+        header.number(key)  # the sizes depend on it
+    config = {
+        field: value for field, key in FIELDS.items() if (value := value_of(key)) not in (None, 0)
+    }  # 0: no window
     config |= {
         "model_type": MODEL_TYPES.get(name, name),
         "vocab_size": shapes["token_embd.weight"][0],
@@ -159,14 +161,14 @@ def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]
         "mlp_bias": "blk.0.ffn_up.bias" in shapes,
     }
     for field, key in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
-        value = head.values.get(f"tokenizer.ggml.{key}_token_id")
+        value = header.values.get(f"tokenizer.ggml.{key}_token_id")
         config[field] = None if value is None else int(value.content)
-    if head.architecture.encoder:
+    if header.architecture.encoder:
         config["type_vocab_size"] = shapes.get("token_types.weight", (2,))[0]
         return config
-    rope = _rope(head)
+    rope = _rope(header)
     width = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    if (part := told("rope.dimension_count", width)) != width:
+    if (part := value_of("rope.dimension_count", width)) != width:
         if name != "phi3":
             raise EngineError(f"the header rotates {part} of {width} dimensions, which only models of type 'phi3' do")
         rope["partial_rotary_factor"] = part / width

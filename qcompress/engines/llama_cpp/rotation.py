@@ -64,16 +64,16 @@ def scaling_of(values: Mapping[str, Value], architecture: str) -> dict[str, Any]
         EngineError: another type, or a value that is not known here and may change what llama.cpp computes.
     """
     prefix = f"{architecture}.rope.scaling."
-    told = {name.removeprefix(prefix): value.content for name, value in values.items() if name.startswith(prefix)}
-    told.pop("finetuned", None)
-    kind = told.setdefault("type", "linear" if "factor" in told else "none")  # as in llama.cpp
-    unknown = set(told) - {"type", "factor", "original_context_length"}
+    scaling = {name.removeprefix(prefix): value.content for name, value in values.items() if name.startswith(prefix)}
+    scaling.pop("finetuned", None)
+    kind = scaling.setdefault("type", "linear" if "factor" in scaling else "none")  # as in llama.cpp
+    unknown = set(scaling) - {"type", "factor", "original_context_length"}
     if kind not in SCALINGS or unknown:
         raise EngineError(
-            f"the header of the GGUF file scales rotary positions with {told}, of which "
+            f"the header of the GGUF file scales rotary positions with {scaling}, of which "
             f"{', '.join(sorted(unknown)) or kind} is not known; known: {SCALINGS}"
         )
-    return {"type": kind} | {name: told[name] for name in SCALINGS[kind] if name in told}
+    return {"type": kind} | {name: scaling[name] for name in SCALINGS[kind] if name in scaling}
 
 
 def _require_plain(local: Mapping[str, Any]) -> None:

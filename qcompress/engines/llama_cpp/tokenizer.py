@@ -169,12 +169,12 @@ def _framing(settings: Mapping[str, Any], tokenizer: dict[str, Any]) -> dict[str
         raise EngineError(
             f"the tokenizer adds {len(before)} tokens before a text and {len(after)} after it; {_INSTEAD}"
         )
-    told = {}
+    values = {}
     for name, numbers in (("bos", before), ("eos", after)):
         wish = settings.get(f"add_{name}_token")
-        told[f"tokenizer.ggml.add_{name}_token"] = Value.of(wish if isinstance(wish, bool) else bool(numbers))
-        told |= {f"tokenizer.ggml.{name}_token_id": Value.of(number) for number in numbers}
-    return told
+        values[f"tokenizer.ggml.add_{name}_token"] = Value.of(wish if isinstance(wish, bool) else bool(numbers))
+        values |= {f"tokenizer.ggml.{name}_token_id": Value.of(number) for number in numbers}
+    return values
 
 
 PHI_3 = re.compile("phi-?3", re.IGNORECASE)

@@ -24,9 +24,9 @@ def readable(file: Path) -> Iterator[Path]:
     Raises:
         EngineError: the file is damaged, has an unsupported architecture, or is an encoder.
     """
-    head = require_readable(file)
-    name = head.architecture.name
-    if head.architecture.encoder:
+    header = require_readable(file)
+    name = header.architecture.name
+    if header.architecture.encoder:
         raise EngineError(
             f"{file} is an encoder ({name}), for which there is no loss on plain text: in Python, load it with "
             "read_gguf and give compress() batches of ids and a forward= that returns one tensor"
@@ -36,7 +36,7 @@ def readable(file: Path) -> Iterator[Path]:
         return
     values = {
         key.replace(f"{name}.", f"{relative}.", 1) if key.startswith(f"{name}.") else key: value
-        for key, value in head.values.items()
+        for key, value in header.values.items()
     }
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / file.name

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import NotFiniteError
-from qcompress.measuring.memory import Returning, return_free_memory
+from qcompress.measuring.memory import MemoryTrimmer, return_free_memory
 from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.choices import HeldChoices
 from qcompress.measuring.methods.rounded import rounded
@@ -255,7 +255,7 @@ class _Probes:
 def _slopes(run: Callable[[], Tensor], moves: _Moves, probes: _Probes) -> tuple[Tensor, Tensor]:
     """Return the ``(weights, probes)`` slopes of the sums along every direction, and the outputs."""
     weights = moves.weights
-    hooks, returning = [], Returning()
+    hooks, trimmer = [], MemoryTrimmer()
     slopes = torch.zeros(len(weights), PROBES, dtype=torch.float64)
     number = 0
 
@@ -264,7 +264,7 @@ def _slopes(run: Callable[[], Tensor], moves: _Moves, probes: _Probes) -> tuple[
         if gradient is None:
             return
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
+        trimmer.after(gradient.nbytes)  # memory of layers that the backward pass is done with
         slopes[index, number] = moves.slope(index, gradient)
 
     with differentiable(weights), torch.enable_grad():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError
 from qcompress.function_transforms import in_transform
 from qcompress.measuring.candidates import Candidates, Layer
-from qcompress.measuring.memory import Returning, room_on
+from qcompress.measuring.memory import MemoryTrimmer, room_on
 from qcompress.measuring.methods.calls import Call, autocast_of, response
 from qcompress.model.forward import device_of
 from qcompress.model.sites import Site
@@ -86,7 +86,7 @@ class Gradients:
         self._held_bytes = 0
         self._hooks: list[Any] = []
         self._adding = False
-        self._returning = Returning()
+        self._trimmer = MemoryTrimmer()
         self.reached: list[set[Layer]] = []
 
     def __enter__(self) -> "Gradients":
@@ -109,7 +109,7 @@ class Gradients:
             if gradient is None:
                 return
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
-            self._returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
+            self._trimmer.after(gradient.nbytes)  # memory of layers that the backward pass is done with
             rows = site.to_rows(gradient).float()
             touched = torch.linalg.vector_norm(rows, ord=1, dim=1) != 0  # a sum of squares could underflow
             count = int(touched.sum())

@@ -164,7 +164,7 @@ def descend(codes: Tensor, grid: Grid, kept: Tensor, gradient: Tensor, metric: T
 
 
 def round_in_order(rows: Tensor, grid: Grid, kept: Tensor, ordered: tuple[Tensor, Tensor]) -> Tensor:
-    """Return codes ``(channels, n)``, rounded one column at a time; the columns that are left compensate for each error."""
+    """Return codes ``(channels, n)``, rounded one column at a time; the remaining columns compensate for each error."""
     order, root = ordered
     open_rows, kept, codes = rows[:, order], kept[:, order], torch.zeros_like(rows)
     of_group = (order // grid.group_size).numpy()
