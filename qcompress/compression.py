@@ -202,9 +202,11 @@ def compress(
     arguments = Arguments(**locals())
     request, run = _checked(arguments)
     with padding_named(request.kept, "validation"), padding_named(request.data):
-        request = steps.kept_aside(request, run)
+        request = steps.hold_out_samples(request, run)
         if request.rounds > 1:
-            return steps.in_rounds(request, run, _compressed, lambda result, report: replace(result, report=report))
+            return steps.compress_in_rounds(
+                request, run, _compressed, lambda result, report: replace(result, report=report)
+            )
         return _within_file_budget(request, run)
 
 
@@ -267,7 +269,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         engine=engine,
         budget=budget,
         loss_limit=loss_limit,
-        solver=steps.ready(given.solver),
+        solver=steps.resolve_solver(given.solver),
         guard=as_flag(given.guard, "guard"),
         time_limit=None if given.time_limit is None else as_number(given.time_limit, "time_limit", above=0),
         rounds=as_whole(given.rounds, "rounds", least=1),
@@ -275,9 +277,9 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         finetune_steps=finetune_steps,
         learning_rate=learning_rate,
         identities={},
-        copied=steps.copied(calibration),  # the first forward pass, after all checks that need none
+        copied=steps.copy_model(calibration),  # the first forward pass, after all checks that need none
     )
-    steps.require_taken(request)
+    steps.require_supported_steps(request)
     if given.measurement is None:
         request.offered.require_known(layer_names(request.copied))
     steps.require_times_that_add_up(request)
@@ -305,23 +307,23 @@ def _offered(given: Arguments, engine: Engine | None) -> Options | Mapping[str, 
 
 def _compressed(request: Request, run: RunFolder) -> Result:
     """Run all steps in order."""
-    measurement = targeting.legal(request, run, steps.measured(request, run))
-    request = replace(request, solver=targeting.tying(request.engine, measurement, request.solver))
+    measurement = targeting.restrict_to_engine(request, run, steps.measure_options(request, run))
+    request = replace(request, solver=targeting.with_ties(request.engine, measurement, request.solver))
     seconds = targeting.clock_of(request, measurement)
-    problem = steps.formulated(request, run, measurement, timed=seconds is not None)
-    smallest = steps.minimized(request, run, problem)
-    problem = steps.limited(run, problem, smallest)
-    start = targeting.in_reach(request, measurement, seconds, problem)
-    solution = steps.solved(request, run, start, smallest)
-    stated, solution = targeting.in_time(request, run, seconds, problem, start, solution)
-    better = steps.refined(request, run, measurement, problem, solution)
-    best = steps.guarded(request, run, measurement, problem, solution, better, stated=stated, seconds=seconds)
-    final = steps.chosen_again(request, run, measurement, problem, best)
+    problem = steps.formulate_problem(request, run, measurement, timed=seconds is not None)
+    smallest = steps.minimize_use(request, run, problem)
+    problem = steps.with_smallest_use(run, problem, smallest)
+    start = targeting.with_reachable_budget(request, measurement, seconds, problem)
+    solution = steps.solve_problem(request, run, start, smallest)
+    stated, solution = targeting.solve_in_time(request, run, seconds, problem, start, solution)
+    better = steps.refine_choice(request, run, measurement, problem, solution)
+    best = steps.guard_choice(request, run, measurement, problem, solution, better, stated=stated, seconds=seconds)
+    final = steps.choose_again(request, run, measurement, problem, best)
     finished = partial(
         _finished,
         request,
         run,
-        steps.moved(problem, solution, better),
+        steps.with_refined_choice(problem, solution, better),
         partial(
             steps.Outcome, measurement=measurement, problem=problem, smallest=smallest, refined=better, guarded=best
         ),
@@ -329,7 +331,7 @@ def _compressed(request: Request, run: RunFolder) -> Result:
     try:
         return finished(final)
     except ResultNotFiniteError:
-        if (earlier := steps.known_finite(request, best)) is None:
+        if (earlier := steps.finite_choice(request, best)) is None:
             raise
         return finished(earlier, refit=False)
 
@@ -349,12 +351,12 @@ def _finished(
         ResultNotFiniteError: outputs or losses of the compressed model are not finite.
     """
     measurement, problem = decided.keywords["measurement"], decided.keywords["problem"]
-    solution = steps.taken(problem, solution, final, run)
-    fitted = steps.refitted(request, run, measurement, solution) if refit else measurement
-    chosen = steps.applied(request, run, fitted, solution, refitted=fitted is not measurement)
-    chosen = steps.made_up(request, run, measurement, solution, chosen)
+    solution = steps.with_final_choice(problem, solution, final, run)
+    fitted = steps.refit_moments(request, run, measurement, solution) if refit else measurement
+    chosen = steps.apply_choice(request, run, fitted, solution, refitted=fitted is not measurement)
+    chosen = steps.fit_in_turn(request, run, measurement, solution, chosen)
     loss_measured = steps.loss_of_choice(request, run, chosen)
-    smaller = steps.finetuned(request, run, measurement, solution, chosen)
+    smaller = steps.finetune_model(request, run, measurement, solution, chosen)
     outcome = decided(
         solution=solution,
         final=final,
@@ -362,10 +364,10 @@ def _finished(
         chosen=chosen,
         loss_measured=loss_measured,
         smaller=smaller,
-        latency_measured_s=targeting.timed(request, run, smaller, measurement),
+        latency_measured_s=targeting.time_model(request, run, smaller, measurement),
     )
-    report = steps.reported(request, run, outcome)
-    file, verification = targeting.exported(request, run, smaller)
+    report = steps.make_report(request, run, outcome)
+    file, verification = targeting.export_model(request, run, smaller)
     return Result(
         model=smaller,
         measurement=fitted,

@@ -94,7 +94,7 @@ def _require_emulated(engine: Engine, calibration: Calibration) -> None:
         raise EngineError(f"{str(error).partition(';')[0]}. {BY_ITSELF}") from error
 
 
-def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measurement:
+def restrict_to_engine(request: Request, run: RunFolder, measurement: Measurement) -> Measurement:
     """Restrict the measurement to what the engine runs, with the bytes of its file and, if budgeted, its seconds."""
     engine = request.engine
     if engine is None:
@@ -125,7 +125,9 @@ def clock_of(request: Request, measurement: Measurement) -> Seconds | None:
     )
 
 
-def in_reach(request: Request, measurement: Measurement, seconds: Seconds | None, problem: Problem) -> Problem:
+def with_reachable_budget(
+    request: Request, measurement: Measurement, seconds: Seconds | None, problem: Problem
+) -> Problem:
     """The problem, with a larger budget for seconds if only by prediction no choice keeps it."""
     if seconds is None:
         return problem
@@ -141,7 +143,7 @@ def in_reach(request: Request, measurement: Measurement, seconds: Seconds | None
     )
 
 
-def in_time(
+def solve_in_time(
     request: Request, run: RunFolder, seconds: Seconds | None, problem: Problem, start: Problem, solution: Solution
 ) -> tuple[Problem, Solution]:
     """The problem and its solution, with a smaller budget for seconds where the choice takes longer than predicted."""
@@ -171,7 +173,7 @@ def in_time(
     return problem.with_budgets(**{LATENCY: in_time.details[ASKED]}), in_time
 
 
-def timed(request: Request, run: RunFolder, model: nn.Module, measurement: Measurement) -> float | None:
+def time_model(request: Request, run: RunFolder, model: nn.Module, measurement: Measurement) -> float | None:
     """Seconds of the compressed model in the engine on the timed batch, or None without a time budget.
 
     The original and the compressed model are timed alternately and the ratio is applied to the original's earlier time,
@@ -185,13 +187,13 @@ def timed(request: Request, run: RunFolder, model: nn.Module, measurement: Measu
     return measurement.original[LATENCY] / faster
 
 
-def tying(engine: Engine | None, measurement: Measurement, solver: Solver) -> Solver:
+def with_ties(engine: Engine | None, measurement: Measurement, solver: Solver) -> Solver:
     """Wrap the solver so that it respects the parts that the engine ties together."""
     ties = [] if engine is None else engine.ties(measurement.parts)
     return TiedSolver(solver, tied=ties) if ties else solver
 
 
-def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[ExportedFile | None, Verification | None]:
+def export_model(request: Request, run: RunFolder, model: nn.Module) -> tuple[ExportedFile | None, Verification | None]:
     """Write the engine's file of ``model`` and compare it on the first samples, if a file was requested.
 
     The file and its companions take their places only after it was compared; until then, whatever stands there is left
@@ -230,7 +232,7 @@ def _accepted(engine: Engine, model: nn.Module, draft: Path, batches: list[Any],
     """Compare the file ``draft``; if it is not as predicted, keep it under another name beside ``goal``.
 
     Raises:
-        VerificationError: see `exported`.
+        VerificationError: see `export_model`.
     """
     cause, wrong = None, ""
     try:

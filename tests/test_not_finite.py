@@ -98,7 +98,7 @@ def test_what_is_chosen_from_all_samples_gives_way_to_the_guards_choice(monkeypa
         choice[:2] = 3, 2
         return Proposal(name="8 bits, 4 bits", choice=choice)
 
-    monkeypatch.setattr(steps, "chosen_again", again)
+    monkeypatch.setattr(steps, "choose_again", again)
     result, forward = with_failing(0.39)
     assert bool(forward(result.model, inputs()).isfinite().all())
     assert result.report.parts_moved == 0

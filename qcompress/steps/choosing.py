@@ -36,7 +36,7 @@ REFINED = "refined"
 """Name of the refined choice among the guard's proposals."""
 
 
-def formulated(request: Request, run: RunFolder, measurement: Measurement, *, timed: bool = False) -> Problem:
+def formulate_problem(request: Request, run: RunFolder, measurement: Measurement, *, timed: bool = False) -> Problem:
     """Return the problem to solve.
 
     Args:
@@ -90,7 +90,7 @@ def unless_interrupted(find: Callable[[], Found]) -> Callable[[Path | None], Fou
     return make
 
 
-def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse | None:
+def minimize_use(request: Request, run: RunFolder, problem: Problem) -> SmallestUse | None:
     """Find the smallest use of the resource to minimize, if there is one.
 
     Raises:
@@ -118,7 +118,7 @@ def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse
     )
 
 
-def limited(run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Problem:
+def with_smallest_use(run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Problem:
     """Return the problem with the smallest use as a budget."""
     if smallest is None:
         return problem
@@ -127,7 +127,7 @@ def limited(run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> P
     return problem
 
 
-def solved(request: Request, run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Solution:
+def solve_problem(request: Request, run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Solution:
     """Return the solver's choice, at least as good as the one with the smallest use.
 
     Raises:
@@ -164,7 +164,7 @@ def solved(request: Request, run: RunFolder, problem: Problem, smallest: Smalles
     return solution
 
 
-def refined(
+def refine_choice(
     request: Request, run: RunFolder, measurement: Measurement, problem: Problem, solution: Solution
 ) -> Refined | None:
     """Refine the choice by true loss, if rounds are requested; None also if its outputs are not finite."""
@@ -206,7 +206,7 @@ def refined(
         return None
 
 
-def moved(problem: Problem, solution: Solution, better: Refined | None) -> Solution:
+def with_refined_choice(problem: Problem, solution: Solution, better: Refined | None) -> Solution:
     """Return the solution with the refined choice; objective and bound are those of the first prediction."""
     if better is None or not better.steps:
         return solution
@@ -222,7 +222,7 @@ def moved(problem: Problem, solution: Solution, better: Refined | None) -> Solut
     )
 
 
-def guarded(
+def guard_choice(
     request: Request,
     run: RunFolder,
     measurement: Measurement,
@@ -308,7 +308,7 @@ def _worth_seeing(
     stated: Problem,
     seconds: Seconds | None,
 ) -> tuple[list[Proposal], str]:
-    """Return the proposals that may be taken, and the name of the one that others have to beat; see `guarded`.
+    """Return the proposals that may be taken, and the name of the one that others have to beat; see `guard_choice`.
 
     With a time budget, that is the uniform setting in time with the least predicted loss: a mixture costs conversions.
     Uniform settings are timed whatever their predicted time, as the measured one decides.
@@ -373,7 +373,7 @@ def _may_be_taken(
     return tied and (loss_limit is None or problem.evaluate(proposal.choice).objective <= loss_limit)
 
 
-def taken(problem: Problem, solution: Solution, best: Proposal | None, run: RunFolder) -> Solution:
+def with_final_choice(problem: Problem, solution: Solution, best: Proposal | None, run: RunFolder) -> Solution:
     """Return the solution with the choice that was decided for.
 
     Its bound is that of the solver's problem; it has none if only its measured time keeps the budget, because the bound

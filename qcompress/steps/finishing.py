@@ -26,7 +26,7 @@ from qcompress.training.finetune import finetune
 from solvers import Solution
 
 
-def applied(
+def apply_choice(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, *, refitted: bool = False
 ) -> nn.Module:
     """Return the compressed copy of the model before any training."""
@@ -34,7 +34,7 @@ def applied(
     file = MODEL_FILE if last else "chosen.safetensors"
     if opened_of(calibration.model) is not None:
         key = _applied_from(request, run, measurement, solution, refitted=refitted)
-        return opened.applied(request, run, measurement, solution, key)
+        return opened.apply_choice(request, run, measurement, solution, key)
     return run.once(
         "apply",
         lambda _: apply(
@@ -45,7 +45,7 @@ def applied(
     )
 
 
-def made_up(
+def fit_in_turn(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, chosen: nn.Module
 ) -> nn.Module:
     """Refit the layers of a network with removed channels in turn, if this lowers the held-out loss.
@@ -89,7 +89,7 @@ def made_up(
     )
 
 
-def finetuned(
+def finetune_model(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, chosen: nn.Module
 ) -> nn.Module:
     """Fine-tune the compressed model with the original as teacher, if steps are requested.
@@ -134,7 +134,7 @@ def finetuned(
 
 
 def _left_out(request: Request, measurement: Measurement) -> Callable[..., bool]:
-    """Return the function of a layer's names that says whether it is known to be left out; see `finetuned`."""
+    """Return the function of a layer's names that says whether it is known to be left out; see `finetune_model`."""
     if request.measurement is None:
         return lambda *names: bool(request.offered.left_out(*names))
     named = {item.name for item in measurement.skipped if says_left_out(item.reason) and not measurement.sets}

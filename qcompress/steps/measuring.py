@@ -26,7 +26,7 @@ from qcompress.steps.request import KEPT, MEASUREMENT_FILE, REFITTED_FILE, Reque
 from solvers import Solution
 
 
-def copied(calibration: Calibration) -> nn.Module:
+def copy_model(calibration: Calibration) -> nn.Module:
     """Return a copy of the model that shares nothing with it and runs on its own weights.
 
     Raises:
@@ -39,7 +39,7 @@ def copied(calibration: Calibration) -> nn.Module:
         return own_copy(calibration.model, calibration.first_batch(), calibration.forward)
 
 
-def kept_aside(request: Request, run: RunFolder) -> Request:
+def hold_out_samples(request: Request, run: RunFolder) -> Request:
     """Hold out samples if the guard needs them and no validation data was given."""
     calibration, split, kept = request.calibration, request.split, request.kept
     if request.guard and kept == ():
@@ -56,7 +56,7 @@ def kept_aside(request: Request, run: RunFolder) -> Request:
     return replace(request, calibration=calibration, split=split, kept=kept, identities=identities)
 
 
-def measured(request: Request, run: RunFolder) -> Measurement:
+def measure_options(request: Request, run: RunFolder) -> Measurement:
     """Measure every option, including its time if there is a time budget."""
     calibration, tell = request.calibration, run.watched(request.on_measure)
 
@@ -104,7 +104,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
     )
 
 
-def refitted(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> Measurement:
+def refit_moments(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> Measurement:
     """Return a measurement with moments over all the data, including the held-out samples, for fitting the choice.
 
     The measurement is returned unchanged if no samples were held out, if it was given, if the choice fits nothing, or
@@ -112,7 +112,7 @@ def refitted(request: Request, run: RunFolder, measurement: Measurement, solutio
     """
     calibration = request.calibration
     if opened_of(calibration.model) is not None:
-        return opened.refitted(request, measurement, solution)
+        return opened.refit_moments(request, measurement, solution)
     unseen = not request.split.kept or request.measurement is not None or request.finetune_steps
     if unseen or measurement.sets:  # codes of smaller layers are fitted when they are cut
         return measurement

@@ -27,7 +27,7 @@ from solvers import Solution
 CODES = "codes"
 
 
-def require_taken(request: Request) -> None:
+def require_supported_steps(request: Request) -> None:
     """Check that an opened model supports all requested steps, and that ``memory`` is given only for an opened model.
 
     Raises:
@@ -60,14 +60,14 @@ def first_of(model: nn.Module, batch: Any) -> Any:
     return batch if opened_of(model) is None else next(samples(batch))
 
 
-def refitted(request: Request, measurement: Measurement, solution: Solution) -> Measurement:
-    """Return the measurement, as a new object if `applied` refits the choice to all the data."""
+def refit_moments(request: Request, measurement: Measurement, solution: Solution) -> Measurement:
+    """Return the measurement, as a new object if `apply_choice` refits the choice to all the data."""
     chosen = chosen_transforms(request.calibration.model, measurement, solution)
     fitted = need_inputs(measurement, {part: (transform,) for part, transform in enumerate(chosen)})
     return replace(measurement) if fitted and request.split.kept else measurement
 
 
-def applied(
+def apply_choice(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, key: dict[str, Any]
 ) -> nn.Module:
     """Return the model with the codes of the choice, which are written to the run folder block by block."""

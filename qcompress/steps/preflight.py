@@ -2,7 +2,7 @@
 
 The smallest use of the options follows from the layers' shapes, for which one batch is enough. Quantities that depend
 on the weights or on other batches enter with their lower bound (rank 1 for a rank by energy, zero for a layer that the
-batch does not reach), so no feasible budget is refused here. `formulated` checks again after measuring.
+batch does not reach), so no feasible budget is refused here. `formulate_problem` checks again after measuring.
 """
 
 from collections.abc import Iterable, Sequence

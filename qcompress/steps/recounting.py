@@ -20,7 +20,7 @@ SAME = 1e-6
 """Relative difference up to which counts are the same: sums of floats."""
 
 
-def recounted(
+def recount(
     request: Request, measurement: Measurement, smaller: nn.Module, usage: Mapping[str, float]
 ) -> dict[str, float]:
     """Return the bytes and macs of ``smaller`` where they differ from the predicted ``usage``.
@@ -44,7 +44,9 @@ def _macs(request: Request, measurement: Measurement, smaller: nn.Module, predic
     return measurement.original["macs"] * after / before if before else after  # a given measurement has its own data
 
 
-def of_recount(taken: Mapping[str, float], usage: Mapping[str, float], budgets: Mapping[str, float]) -> Iterator[str]:
+def recount_warnings(
+    taken: Mapping[str, float], usage: Mapping[str, float], budgets: Mapping[str, float]
+) -> Iterator[str]:
     """Yield a warning for every resource that was not predicted correctly."""
     for name, use in taken.items():
         over = f", more than its budget of {amount(budgets[name])}" if use > budgets.get(name, np.inf) else ""

@@ -26,7 +26,7 @@ from qcompress.steps.request import Request
 FILE_KIND = FileKind("qcompress choice", version=1)
 
 
-def chosen_again(
+def choose_again(
     request: Request, run: RunFolder, measurement: Measurement, problem: Problem, best: Guarded | None
 ) -> Proposal | None:
     """Repeat the guard's winning way of choosing with the held-out samples added.
@@ -71,10 +71,10 @@ def chosen_again(
     )
 
 
-def known_finite(request: Request, best: Guarded | None) -> Proposal | None:
+def finite_choice(request: Request, best: Guarded | None) -> Proposal | None:
     """Return the guard's choice if its outputs are known to be finite on all data, unlike those of what came after it.
 
-    None if there is no such choice, or the model was fine-tuned or is opened (see `chosen_again`).
+    None if there is no such choice, or the model was fine-tuned or is opened (see `choose_again`).
     """
     if best is None or not math.isfinite(best.won.loss_validation):
         return None

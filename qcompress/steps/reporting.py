@@ -36,7 +36,7 @@ from qcompress.refinement import Refined
 from qcompress.report import PartReport, Report
 from qcompress.run_folder import RunFolder
 from qcompress.steps.metric import metric_of
-from qcompress.steps.recounting import of_recount, recounted
+from qcompress.steps.recounting import recount, recount_warnings
 from qcompress.steps.request import Request
 from solvers import Solution
 from solvers.smallest_use import SmallestUse
@@ -108,12 +108,12 @@ class _Checked:
     doubt: float | None
 
 
-def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
+def make_report(request: Request, run: RunFolder, outcome: Outcome) -> Report:
     """Measure the true losses and return the figures of the run, saved in the folder as JSON and Markdown."""
     measurement, problem, solution, guarded = outcome.measurement, outcome.problem, outcome.solution, outcome.guarded
     with run.timed("check"):
         checked = _checked(request, outcome)
-        taken = recounted(request, measurement, outcome.smaller, solution.usage) if measurement.sets else {}
+        taken = recount(request, measurement, outcome.smaller, solution.usage) if measurement.sets else {}
     assert solution.objective is not None  # noqa: S101
     assert solution.choice is not None  # noqa: S101
     report = Report(
@@ -146,7 +146,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         candidates=() if guarded is None else guarded.candidates,
         undecided=() if guarded is None else guarded.undecided,
         chosen=None if guarded is None else guarded.best.name,
-        warnings=(*of_recount(taken, solution.usage, problem.budgets), *_warnings(request, outcome, checked)),
+        warnings=(*recount_warnings(taken, solution.usage, problem.budgets), *_warnings(request, outcome, checked)),
     )
     if run.path is not None:
         run.save("report.json", report.save)

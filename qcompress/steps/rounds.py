@@ -61,7 +61,7 @@ class Made(Protocol):
 AnyMade = TypeVar("AnyMade", bound=Made)
 
 
-def in_rounds(
+def compress_in_rounds(
     request: Request,
     run: RunFolder,
     compressed: Callable[[Request, RunFolder], AnyMade],

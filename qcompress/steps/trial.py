@@ -21,7 +21,7 @@ from solvers import Solver, SolverLike, SolverUnavailableError
 from solvers.run import as_solver
 
 
-def ready(solver: SolverLike) -> Solver:
+def resolve_solver(solver: SolverLike) -> Solver:
     """Return the solver that ``solver`` stands for.
 
     Raises:
