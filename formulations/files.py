@@ -26,7 +26,7 @@ def as_path(path: AnyPath) -> Path:
     """Return a path as such.
 
     Raises:
-        FileFormatError: it is none.
+        FileFormatError: ``path`` is not a path.
     """
     if not isinstance(path, str | os.PathLike):
         raise FileFormatError(f"a file is named by its path (text or pathlib.Path), found {path!r}")

@@ -1,8 +1,8 @@
-"""What a run wrote outside its folder: only a file or folder that is still as written may be replaced by the next run.
+"""Stamps of what a run wrote outside its folder: the next run replaces only files that have not changed since.
 
-A stamp holds the size and the time of writing of every file. It is recorded before the draft takes its place, together
-with that of what stands there until then, so that a process that dies in between leaves something that is known either
-way.
+A stamp holds the size and the time of writing of every file. The stamp of a new file is recorded before the file is
+moved into place, and that of the old file is kept until then. If the process dies in between, the next run knows
+whichever it finds.
 """
 
 from pathlib import Path
@@ -32,23 +32,23 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def with_next(records: list[dict[str, Any]], goal: Path, draft: Path) -> list[dict[str, Any]]:
-    """Return the records with that of a draft which is about to take its place at ``goal``."""
+    """Add the record of a draft that is about to be moved to ``goal``."""
     return [*records, {"path": _name(goal), "files": stamp_of(draft)}]
 
 
 def with_last(records: list[dict[str, Any]], goal: Path) -> list[dict[str, Any]]:
-    """Return the records with only the last one for ``goal``, which has taken its place."""
+    """Drop the records of ``goal`` except the last, whose draft is now in place."""
     own = [record for record in records if record["path"] == _name(goal)]
     return [record for record in records if record["path"] != _name(goal)] + own[-1:]
 
 
 def is_among(records: list[dict[str, Any]], goal: Path) -> bool:
-    """Whether something stands at ``goal`` that is still as one of the records says."""
+    """Whether ``goal`` exists and matches one of its records."""
     return bool(stamp := stamp_of(goal)) and {"path": _name(goal), "files": stamp} in records
 
 
 def records_in(journal: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the records in a journal; whatever is none is left out, so that nothing is replaced because of it."""
+    """Return the records in a journal without damaged ones, so that nothing is replaced because of these."""
     found = journal.get("written")
     return [item for item in found if isinstance(item, dict) and "path" in item] if isinstance(found, list) else []
 

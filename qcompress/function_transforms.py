@@ -1,7 +1,7 @@
 """Tensors inside function transforms: what a layer is given under ``torch.func.vmap``, ``grad`` or ``jvp``.
 
-There a tensor is a wrapper that hides the samples, and whatever is computed from it, or written to other tensors, is
-taken for a part of the transformed function. To be looked at, it is unwrapped outside of all transforms.
+Inside a transform, a tensor is a wrapper that hides the samples, and everything computed from it or written to other
+tensors counts as a part of the transformed function. Therefore it is inspected unwrapped, outside of all transforms.
 """
 
 import contextlib
@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 def in_transform() -> bool:
-    """Whether the code that runs is inside a function transform."""
+    """Whether the caller runs inside a function transform."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @contextlib.contextmanager
 def outside_transforms(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """A ``with`` block outside of all function transforms, with the values of tensors; mapped dimensions come first.
+    """Leave all function transforms inside the block; yield the tensors' values, mapped dimensions first.
 
     >>> seen = []
     >>> def look(row):

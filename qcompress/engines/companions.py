@@ -1,7 +1,7 @@
 """Companions: small files that settings of an engine ask for besides its own file (`qcompress.engines.base.Companion`).
 
-Invariants: companions take their places only together with the engine's file, so that a file that is rejected leaves
-none, and they replace no file of another kind.
+Invariants: companions are moved into place only together with the engine's file, so a rejected file leaves none behind;
+they never replace a file of another kind.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def require_companions(engine: Engine, output: Path | None) -> None:
 
     Raises:
         OptionsError: no file is to be written, so a companion would not be either.
-        EngineError: a companion would replace the engine's file, one that a setting names, or any other that is none.
+        EngineError: a companion would replace the engine's file, one that a setting names, or a file of another kind.
         FileNotFoundError: the folder around a companion does not exist.
     """
     for companion in engine.companions():
@@ -53,7 +53,7 @@ def require_companions(engine: Engine, output: Path | None) -> None:
 
 @contextlib.contextmanager
 def with_companions(engine: Engine, model: nn.Module) -> Iterator[None]:
-    """A ``with`` block around the writing of an engine's file; an error in it leaves every companion as it was."""
+    """Write the companions together with the engine's file; an error in the block leaves all of them unchanged."""
     with contextlib.ExitStack() as places:
         for companion in engine.companions():
             places.enter_context(replacing(companion.path)).write(companion.content(model))

@@ -171,7 +171,7 @@ class Candidates:
 
     @contextlib.contextmanager
     def applied(self, part: int, option: int) -> Iterator[None]:
-        """Context manager that puts one option of one part into the model; exactly restored afterwards."""
+        """Apply one option of one part to the model; restore the weight exactly on exit."""
         measured_part = self.parts[part]
         site = measured_part.site(self._model)
         original = site.weight.detach().clone()

@@ -99,7 +99,7 @@ def _channel_seconds(
         measurement: a measurement with `Measurement.sets`.
         likeness: for every set, a key that is equal for sets that do the same work.
         seconds: function that times networks in turn.
-        on_kind: function that is told the number of sets done.
+        on_kind: called with the number of sets done.
 
     Raises:
         OptionsError: a weight lies along two sets.

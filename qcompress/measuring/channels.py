@@ -248,7 +248,7 @@ class ChannelCandidates(Candidates):
 
     @contextlib.contextmanager
     def applied(self, part: int, option: int) -> Iterator[None]:
-        """Context manager that masks units of a set or puts in codes, as an option says; exactly restored."""
+        """Mask units of a set or apply codes, according to the option; restore the model exactly on exit."""
         if part >= len(self._removals.sets):
             with super().applied(part, option):
                 yield

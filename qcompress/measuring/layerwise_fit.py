@@ -3,7 +3,7 @@
 Each option is compensated by itself, on the inputs of the original network. When many sets are cut at once, every layer
 gets other inputs than it was fitted to. Therefore the layers are visited in the order in which they run, and each is
 fitted by least squares to the outputs of the original's layer, on the inputs it receives in the smaller network
-(channel pruning by reconstruction, arXiv 1707.06168). How a layer is fitted is told in
+(channel pruning by reconstruction, arXiv 1707.06168). The fit of one layer is described in
 `qcompress.measuring.least_squares`.
 """
 

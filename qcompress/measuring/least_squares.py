@@ -1,9 +1,9 @@
-"""Least squares for one layer, from sums over its inputs and the outputs that are wanted of it.
+"""Least squares for one layer, from sums over its inputs and its wanted outputs.
 
-A ridge term keeps weights that hardly affect the outputs close to their values; it is chosen by cross-validation: by
-what a fit to most of the samples does for the others.
+A ridge term keeps weights that hardly affect the outputs close to their values. It is chosen by cross-validation, by
+the error on other samples of a fit to most of them.
 
-Least squares makes outputs vary less than the wanted ones, the more so the less the inputs say about them. Norms and
+Least squares makes outputs vary less than the wanted ones, the more so the less the inputs determine them. Norms and
 activations that follow expect the original's spread; networks with a restored spread lose less (arXiv 2211.08403).
 Every layer but the last is therefore scaled, halfway between least squares and the original's spread.
 """

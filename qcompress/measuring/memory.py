@@ -12,13 +12,13 @@ from qcompress.errors import OptionsError
 SHOWN = 3
 
 HELD = 1 << 28
-"""Bytes of decoded options, or of gradients, that are held in the machine's memory."""
+"""Bytes of decoded options, or of gradients, that may be kept in memory."""
 
 
 def room_on(device: torch.device) -> int:
-    """Return how many bytes of decoded options, or of gradients, are held on a device.
+    """Return how many bytes of decoded options, or of gradients, may be kept on a device.
 
-    That is `HELD`, or an eighth of what is free on a CUDA device.
+    It is `HELD`; on a CUDA device an eighth of the free memory, if that is more.
 
     >>> room_on(torch.device("cpu"))
     268435456
@@ -27,7 +27,7 @@ def room_on(device: torch.device) -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that is free or can be freed, as reported by Linux; None on other systems."""
+    """Return the memory that is free or can be freed, as reported by Linux; None on other systems."""
     file = Path("/proc/meminfo")
     if not file.exists():
         return None
@@ -57,7 +57,7 @@ def require_memory(wanted: Mapping[str, int]) -> None:
 
 
 def return_free_memory() -> None:
-    """Return freed memory to the system, of which glibc keeps pieces of up to 32 MB; does nothing elsewhere."""
+    """Return freed memory to the system, because glibc keeps pieces of up to 32 MB; do nothing on other systems."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 

@@ -1,4 +1,4 @@
-"""Which options are on offer for which layer.
+"""Select the options on offer for each layer.
 
 Layers are selected by patterns like those of file names (`fnmatch`): ``"encoder.*.attention.*"``, ``"head"``. A pattern
 that matches no layer is an error, because it is usually a typing mistake.
@@ -106,7 +106,7 @@ class Offered:
         return {"options": options, "skip": list(self.skip), "only": None if self.only is None else list(self.only)}
 
     def code(self) -> Identity:
-        """Return the identity of the code of all options, which `to_json` does not tell."""
+        """Return the identity of the code of all options, which `to_json` does not contain."""
         return code_of(offer for offered in self.by_pattern.values() for offer in offered.offers)
 
     def _match(self, names: Sequence[str], patterns: Iterable[str]) -> str:

@@ -1,14 +1,14 @@
-"""Limits for effects that stand out: one sample's probe must not decide an option's cost.
+"""Limits for outlying effects: one sample's probe must not decide an option's cost.
 
 The cost of an option is half the mean square of its effects, one per sample (see `weight_gradients`). In language
 models some samples have effects dozens of times as large as all others, where a layer's output is one huge number
 that every later layer normalises: the loss is far from quadratic there, and the true increase is a small part of the
 predicted one. A mean of squares would consist of such a sample alone.
 
-The squares of an option are therefore limited to `LARGEST` times their own mean, that of the limited ones (scale and
-limit are one equation: Huber, Proposal 2, doi:10.1214/aoms/1177703732). Normally distributed effects hardly ever reach
-that limit, and fewer than ten samples never do. Samples without an effect do not count, so that a part that
-few samples use keeps its cost; nor does a cost become lower than its mean by more than its standard error.
+The squares of an option are therefore limited to `LARGEST` times the mean of the limited squares (scale and limit solve
+one equation: Huber, Proposal 2, doi:10.1214/aoms/1177703732). Normally distributed effects hardly ever reach that
+limit, and fewer than ten samples never do. Samples without an effect do not count, so that a part that few samples use
+keeps its cost; nor does a cost become lower than its mean by more than its standard error.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Pair terms that agree with measured costs; why is said in `qcompress.formulation`."""
+"""Pair terms that agree with measured costs; `qcompress.formulation` gives the reason."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,7 +1,7 @@
-"""Average a measurement over further samples as well, with the options encoded as they were.
+"""Extend a measurement by further samples, with the options encoded as before.
 
-Costs and pair terms are means over samples, so further samples are measured alone and added by their number. Where
-codes were fitted to the first samples, the further ones also show how much of their success was memory.
+Costs and pair terms are means over samples, so further samples are measured separately and averaged in, weighted by
+their number. If codes were fitted to the first samples, the further ones reveal how far they overfit.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""Which layers can be replaced by smaller ones: the network uses nothing of them that the smaller ones lack.
+"""Find the layers that smaller ones can replace: the network uses nothing that the smaller ones lack.
 
-A network may read a layer's attributes, ask for its class, or reach its weight by another way than through the layer.
-So before anything is measured, a batch is run with modules in place of the layers that compute exactly the same; the
-weights themselves are zero meanwhile.
+A network may read a layer's attributes, check its class, or use its weight without calling the layer. So before
+anything is measured, one batch is run with modules in place of the layers that compute exactly the same, while the
+original weights are zero.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _NOTED, _ALONE = ": not replaced by smaller layers, ", "it cannot be replaced by
 
 
 def tried_out(model: nn.Module, inventory: Survey, options: Mapping[str, Options], batch: Any, run: Steady) -> Survey:
-    """Return the survey that says which layers the network needs itself, among those that smaller ones could replace.
+    """Return the survey, with the replaceable layers that the network needs as they are.
 
     Args:
         model: the model, in evaluation mode; it is as before afterwards.
@@ -87,7 +87,7 @@ def not_replaced(measured: Survey | Measurement, message: str, most: int = 3) ->
 
     Args:
         measured: where the parts come from.
-        message: what is said already; its reasons are not repeated.
+        message: the message so far; reasons in it are not repeated.
         most: maximum number of reasons, and of layers with each.
     """
     if isinstance(measured, Survey):
@@ -120,7 +120,7 @@ def reasons_and_notes(inventory: Survey, transforms: Sequence[Sequence[Transform
 
 
 def _held_elsewhere(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
-    """Return the names of those whose weight is also held by something else, and what."""
+    """Return name → what else refers to the weight, for weights that something else refers to."""
     names = {id(site.weight): name for name, site in sites.items()}
     own = [Held(name=name, tensor=site.weight, module=site.module, key="") for name, site in sites.items()]
     plain = [Held(name=name, tensor=tensor, module=model, key="") for name, tensor in plain_tensors(model).items()]
@@ -156,7 +156,7 @@ def _why_not(model: nn.Module, layers: Iterable[nn.Module], batch: Any, run: Ste
 
 @contextlib.contextmanager
 def _replaced(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """A ``with`` block in which factored layers are in place of others and compute the same; the weights are zero."""
+    """Replace layers by factored ones that compute the same, with zero weights; restore the layers on exit."""
     layers = list(layers)
     weights = [(weight, weight.data) for weight in map(weight_of, layers)]
     try:

@@ -1,9 +1,10 @@
 """Second moments of a layer's inputs, shrunk as far as few samples require.
 
-Least squares on second moments fits their chance as well. A layer with 1,536 inputs that saw 1,600 words can make up
-for almost anything there, and for little of it on other words: its removals then seem to cost nothing. Therefore the
-moments get a multiple of the identity. It is chosen by cross-validation: the layer is reconstructed without half of its
-inputs from most of the samples, for the others. With many samples nothing is added.
+Least squares also fits the sampling noise of second moments. A layer with 1,536 inputs that saw 1,600 words can
+compensate for almost anything on these words, and for little of it on others, so removals seem to cost nothing.
+Therefore a multiple of the identity is added to the moments. It is chosen by cross-validation: the layer is
+reconstructed without half of its inputs on most of the samples, and the error is measured on the rest. With many
+samples nothing is added.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,7 +55,7 @@ def shrunk(
     for fold in folds_of(calibration.data) if parts else ():
         try:
             tested, tested_inputs = second_moments(model, parts, fold, run)
-        except DataError:  # these samples do not reach every layer: the other folds tell
+        except DataError:  # these samples do not reach every layer: the other folds decide
             continue
         for path in errors:
             count, left = tested_inputs.get(path, 0), num_inputs.get(path, 0) - tested_inputs.get(path, 0)
@@ -71,7 +72,7 @@ def shrunk(
 def _damping(errors: NDArray[np.float64]) -> float:
     """Return the best of `DAMPINGS` for errors ``(folds, dampings)``; one above the first must be clearly better.
 
-    Folds count by the logarithm of their error, because that of a fold with an unusual sample is many times as large.
+    Folds count by the logarithm of their error, because one unusual sample makes an error many times as large.
     """
     gains = np.log(errors[:, :1] + LEAST) - np.log(errors + LEAST)
     mean, spread = gains.mean(axis=0), gains.std(axis=0, ddof=1) / len(gains) ** 0.5

@@ -112,7 +112,7 @@ class Stopwatch:
 
 
 def clock_of(model: nn.Module) -> Callable[[], float]:
-    """A clock: processor time on one CPU thread, else wall time after synchronising with the device."""
+    """Return a clock: processor time on one CPU thread, else wall time after synchronising with the device."""
     device = forwards.device_of(model)
     if device.type == "cpu":
         fine = time.get_clock_info("process_time").resolution <= MICROSECOND

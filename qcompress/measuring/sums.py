@@ -6,8 +6,8 @@ signs into `SKETCH_RANK` columns, whose products have the same expectation (John
 linear in V.
 
 If each column is a sample, as for ``"sampled"``, the columns themselves are kept, so that the spread of any prediction
-over the samples is known, and effects that stand out are limited (`qcompress.measuring.outlying`); from column
-`SKETCH_RANK` on, each is added to an earlier one with a random sign, and none is limited.
+over the samples is known, and outlying effects are limited (`qcompress.measuring.outlying`); from column `SKETCH_RANK`
+on, each is added to an earlier one with a random sign, and none is limited.
 """
 
 from collections.abc import Iterable
@@ -155,7 +155,7 @@ class Sums:
     def standard_error(self) -> NDArray[np.float64] | None:
         """``(V,)`` standard errors of the mean costs, from their spread over the samples; None if unknown.
 
-        What limiting the effects that stand out took off a mean counts as an error too: it may be true.
+        The amount by which limiting outlying effects lowers a mean counts as an error too, because it may be real.
         """
         count = self.num_columns
         if count < 2:

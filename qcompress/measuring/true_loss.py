@@ -35,7 +35,7 @@ def mean_loss(
 
     Raises:
         DataError: there is no sample, or the original does not accept a batch.
-        ModelError: one of the models is none, or the loss cannot compare their outputs.
+        ModelError: one of the arguments is not a model, or the loss cannot compare the outputs.
     """
     return float(sample_losses(original, changed, data, loss=loss, forward=forward).mean())
 
@@ -83,7 +83,7 @@ def standard_error(losses: NDArray[np.float64]) -> float | None:
 def paired_outputs(
     original: nn.Module, changed: nn.Module, data: Iterable[Any], run: forwards.Forward
 ) -> Iterator[Iterator[tuple[Any, Tensor, Tensor]]]:
-    """Context manager with every batch and the outputs of both models; of opened models with every sample.
+    """Yield every batch, or sample of an opened model, with the outputs of both models.
 
     Opened models are run once, block by block, and only one sample's outputs are in memory.
     """

@@ -187,7 +187,7 @@ def _seed(seed: Any) -> int:
     """Return a seed as a whole number.
 
     Raises:
-        InvalidOptionError: it is none, or negative.
+        InvalidOptionError: the seed is not a whole number from 0.
     """
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
         raise InvalidOptionError(f"a seed must be a whole number, 0 or more, found {seed!r}")

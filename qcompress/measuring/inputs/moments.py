@@ -112,7 +112,7 @@ class _Inputs:
 
     def number_of(self, name: str, given: Tensor) -> int:
         """Return a number that consecutive calls with the same input have in common."""
-        version = -1 if given.is_inference() else given._version  # of which nothing tells whether it was overwritten
+        version = -1 if given.is_inference() else given._version  # and nothing shows whether it was overwritten
         if given is not self.given or version != self.version or version == -1:
             self.given, self.version, self.name, self.number = given, version, name, self.number + 1
         return self.number

@@ -1,4 +1,4 @@
-"""The true loss increase of single options, each put alone into a model in memory; see `reruns`."""
+"""Measure the true loss increase of single options, each applied alone to a model in memory; see `reruns`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -45,9 +45,9 @@ def rises_alone(
     chosen: Iterable[Any],
     runs: Sequence[int],
 ) -> tuple[NDArray[np.float64], list[int]] | None:
-    """``(runs, samples)`` loss increases, NaN where not finite, and the number of output rows of each sample.
+    """Return ``(runs, samples)`` loss increases, NaN where not finite, and the number of output rows of each sample.
 
-    None if a model in half precision, which is run in float32, cannot be.
+    A model in half precision is run in float32; if that fails, return None.
 
     Args:
         model: the original model.

@@ -47,7 +47,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self, model: nn.Module, paths: list[str]) -> Iterator[None]:
-        """Context manager that records these modules; its hooks run before any other hook of theirs.
+        """Record the calls of these modules inside the block, with hooks that run before all other hooks.
 
         The calls use weights without gradient, so a gradient that reaches a weight comes from a use elsewhere.
         """

@@ -1,11 +1,11 @@
-"""Discrete choices of a network, held while its weights are moved slightly.
+"""Keep a network's discrete choices fixed while its weights are moved slightly.
 
-A router sends a token to other experts, a maximum moves to another place, a threshold is crossed: the outputs jump,
-however small the move, and the more tokens and layers there are the surer one of them does. A gradient is right all the
-same, as it tells what happens while the choices stay. So the outputs that a gradient is compared with are computed with
-the choices of the unmoved network: the results of all operations that turn numbers into places (``topk``, ``sort``,
-``argmax`` …) or truth values (comparisons) are noted in one run and given back in the next ones. Rounding is no choice:
-conversions to integers, ``round``, ``bucketize`` and the like are computed as they are, and so is what numpy does.
+A router sends a token to other experts, a maximum moves to another index, a threshold is crossed: the outputs then jump
+however small the move, and with many tokens and layers one of these is almost certain to happen. The gradient is right
+nevertheless: it describes the outputs as long as the choices stay the same. So it is compared with outputs at the
+choices of the unmoved network: the results of all operations that turn numbers into indices (``topk``, ``sort``,
+``argmax`` …) or booleans (comparisons) are recorded in one run and reused in the next ones. Rounding is not a choice:
+conversions to integers, ``round``, ``bucketize`` and the like are computed as usual, and so is everything in numpy.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ CONVERSIONS = {"aten::_to_copy", "aten::bucketize", "aten::searchsorted"}
 
 
 class HeldChoices:
-    """A function that makes the discrete choices of its first call in every call.
+    """A function that repeats the discrete choices of its first call in every later call.
 
     Args:
-        run: function that returns the outputs of a network. Where a call does other operations than the first, its
-            later choices are free.
+        run: function that returns the outputs of a network. If a call runs other operations than the first, its
+            remaining choices are not fixed.
 
     >>> scores = torch.tensor([2.0, 1.0])
     >>> largest = HeldChoices(lambda: scores.max(0).values)
@@ -88,7 +88,7 @@ class _Choosing(Watching):  # type: ignore[no-untyped-call]
 
 
 def _places(func: Any, result: Any) -> Tensor | None:
-    """Places or truth values in the result of an operation; None if it consists of numbers, or of their conversion."""
+    """Return the indices or booleans in the result of an operation; None if it holds numbers or converted numbers."""
     places = result[-1] if isinstance(result, tuple) and result else result
     if not isinstance(places, Tensor) or places.dtype not in {torch.bool, torch.int32, torch.int64}:
         return None
@@ -100,7 +100,7 @@ def _places(func: Any, result: Any) -> Tensor | None:
 
 
 def _values(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], places: Tensor) -> Tensor:
-    """Values of an operation along a dimension at other places than its own."""
+    """Return the values of an operation along a dimension at other indices than its own."""
     named = {argument.name: argument.default_value for argument in func._schema.arguments}
     named |= {**dict(zip(named, args, strict=False)), **kwargs}
     numbers: Tensor = named["self"]

@@ -1,7 +1,7 @@
 """Products of gradients with what a convolution returns for many changes of its weight.
 
 One convolution computes the responses to all changes of a few samples, with the changes as its output channels. They
-come in the order that the products need, are multiplied while they are in the processor's cache, and are forgotten.
+come in the order that the products need, are multiplied while they are in the processor's cache, and are dropped.
 """
 
 from collections.abc import Sequence

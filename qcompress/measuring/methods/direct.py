@@ -1,4 +1,4 @@
-"""Effects by direct evaluation: every option is put into the model alone, and the true loss is computed.
+"""Effects by direct evaluation: every option is applied to the model alone, and the true loss is computed.
 
 Only the part of the network after the changed module is run again (`qcompress.measuring.methods.replay`). The pair
 terms come from the change ``J_v`` of the output: exactly if outputs have few numbers, else by random probes.

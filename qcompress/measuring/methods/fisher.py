@@ -80,7 +80,7 @@ class Fisher:
             ):
                 self.reasons[index] = "blocks of a weight shared by layers of different kinds"
             if layer.site(self._model).num_matrices > 1 and self.reasons.get(index, NOT_LINEAR) == NOT_LINEAR:
-                self._check_due |= index in self.reasons  # as the survey says; later batches are told what remains
+                self._check_due |= index in self.reasons  # as the survey found; later batches get what remains
                 self.reasons[index] = NOT_LINEAR
                 self._stacks.add(index)
 
@@ -297,7 +297,7 @@ class Fisher:
         return of_move
 
     def _add_stacks(self, effects: NDArray[np.float32], batch: Any, run: _Run) -> None:
-        """Add the effects of matrices in stacks; if gradients do not tell them, they are left to direct evaluation."""
+        """Add the effects of matrices in stacks; those that gradients do not give are left to direct evaluation."""
         candidates = self._candidates
         parts = [part for index in sorted(self._stacks) for part in candidates.layers[index].parts]
         if not parts:

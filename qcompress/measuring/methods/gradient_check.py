@@ -1,16 +1,16 @@
 """Check with few passes, and without false alarms, whether outputs follow the gradients of weights.
 
-A straight-through estimator, or a path cut by `detach`, gives a gradient that exists but is wrong. Moving a weight in a
-random direction by a small share of its size must change the outputs as the gradients predict. The gradient itself
-would not do as the direction: what it lacks is at right angles to it. The change is seen by `PROBES` random sums of the
-outputs; taking the difference of a step forward and a step back cancels the second order. If a step does not match, a
-smaller one is tried, as networks are curved and outputs may end (of a logarithm), and then other directions, as they
-have kinks: a wrong gradient stays wrong. Discrete choices, such as the experts that a router takes, stay as they are
-without the move (`choices`). Layers are moved in groups, each so far that it changes the outputs as much as the others,
-and one by one only where a group does not match. The larger a group, the closer it has to match, so that one wrong
-layer among many shows. Half precision would round such steps away, so a model in half precision is checked while it
-holds the same numbers in float32 (`widened`). Where a network rounds what depends on a weight, or computes in half
-precision, larger steps are needed to see its effect, and a larger difference is tolerated (`rounded`).
+A straight-through estimator, or a path cut by `detach`, gives a gradient that exists but is wrong. If a weight moves in
+a random direction by a small share of its size, the outputs must change as the gradients predict. (The gradient itself
+is not a useful direction: what it lacks is orthogonal to it.) The change is measured by `PROBES` random sums of the
+outputs; the difference between a step forward and a step back cancels the second order. If a step does not match, a
+smaller one is tried, because networks are curved and a step may leave the domain of the outputs (of a logarithm); then
+other directions, because networks have kinks. A wrong gradient stays wrong. Discrete choices, such as the experts that
+a router selects, are kept as without the move (`choices`). Layers are moved in groups, each layer so far that all
+change the outputs equally, and one by one only if a group does not match. The larger a group, the more closely it must
+match, so that one wrong layer among many shows. Half precision would round such steps away, so a model in half
+precision is checked in float32 with the same numbers (`widened`). Where a network rounds what depends on a weight, or
+computes in half precision, larger steps are needed to see its effect, and a larger difference is tolerated (`rounded`).
 """
 
 import contextlib
@@ -40,7 +40,7 @@ GROUPS, SMALLEST_GROUP = 8, 4
 """Number of groups that the layers are divided into, if none has fewer layers than this."""
 
 ATTEMPTS = 3
-"""Number of random directions in which the outputs must not follow: a single kink in the way is no wrong gradient."""
+"""Number of random directions that must all fail: a single kink does not make a gradient wrong."""
 
 HALF_A_LAYER = 0.5
 """Share of one layer's predicted change: a group that misses more fails. Changes add up like random numbers."""
@@ -183,7 +183,7 @@ class _Moves:
 
     @contextlib.contextmanager
     def moved(self, lengths: Mapping[int, float]) -> Iterator[None]:
-        """Context manager in which weights are moved, by index; exactly restored afterwards."""
+        """Move weights, given by index; restore them exactly on exit."""
         before = {index: self.weights[index].detach().clone() for index in lengths}
         try:
             for index, length in lengths.items():
@@ -209,7 +209,7 @@ def _factors(weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 @contextlib.contextmanager
 def widened(model: nn.Module) -> Iterator[bool]:
-    """Context manager in which tensors of half precision are float32; afterwards the original tensors are restored.
+    """Turn tensors of half precision into float32; restore the original tensors on exit.
 
     Yields whether there are any such tensors.
 
@@ -233,7 +233,7 @@ def widened(model: nn.Module) -> Iterator[bool]:
 
 
 class _Probes:
-    """Random sums of outputs; their weights are drawn anew whenever they are needed, as outputs may be large."""
+    """Random sums of outputs; their weights are drawn again whenever they are needed, because outputs may be large."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._seeds = seeds

@@ -1,9 +1,9 @@
 """Products of weight gradients with the changes that options make.
 
-If the changes fit into the given room, they are made once. Gradients of several samples are held, as far as there is
-room for them, before they are multiplied: a change that is not held is then made once for all of them. Of a gradient
-that is zero in most rows, such as that of an embedding, only the other rows are held. Products are taken in the same
-chunks of a layer whatever is held, so that the numbers do not depend on it.
+If the changes fit into the given memory, they are computed once and kept. Otherwise as many samples' gradients as fit
+are collected before they are multiplied, so that each change is computed once for all of them. Of a gradient that is
+zero in most rows, such as an embedding's, only the other rows are kept. Products are computed in the same chunks of a
+layer in all cases, so that the numbers do not depend on the memory.
 """
 
 from collections.abc import Callable

@@ -1,12 +1,12 @@
-"""Small moves of layers' weights, of which predicted and actual change of the outputs are compared.
+"""Move layers' weights slightly and compare the predicted change of the outputs with the actual one.
 
-Layers are moved together, since each move costs a pass. If the outputs do not follow, each half of the layers is moved
-by itself, and so on; of a few layers each is moved alone, because one that is far from linear would be hidden by the
-others. Many layers together are less linear than one, so two passes show what one of each layer would:
+Layers are moved together, because each move costs a pass. If the outputs do not follow, each half of the layers is
+moved by itself, and so on; a few layers are moved one by one, because the others would hide one that is far from
+linear. Many layers together are less linear than one, so two passes replace one pass per layer:
 
 - With moves of full size, steps that autograd does not see (rounding) make jumps many times as large as the prediction.
-- With n layers moved 1/n as far, what is not linear nearly vanishes, and the tolerance is so small that the outputs
-  cannot follow if the gradient of a single layer is wrong by more than is tolerated when it is moved alone.
+- With n layers moved 1/n as far, the nonlinear part nearly vanishes. The tolerance is so small that the outputs cannot
+  follow if a single layer's gradient is wrong by more than is tolerated when it is moved alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -124,7 +124,7 @@ class Moves:
     def _follow(self, layers: list[int], share: float, tolerance: float) -> bool:
         """Whether the outputs change as predicted when these layers are moved by a share of their moves.
 
-        Where outputs are then not finite, a smaller share tells, unless no change at all was predicted.
+        If the outputs are then not finite, a smaller share is used, unless no change at all was predicted.
         """
         predicted = self._total(layers)
         for fraction in [share / 2**number for number in range(HALVINGS + 1 if bool(predicted.any()) else 1)]:

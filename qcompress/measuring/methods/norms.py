@@ -1,7 +1,8 @@
 """A faster backward pass through batch norms in evaluation mode.
 
-With fixed statistics a batch norm multiplies every channel by one number, and so does its backward pass. PyTorch's also
-sums up the gradients of the norm's own weights, needed or not, which on a CPU takes several times as long.
+With fixed statistics a batch norm multiplies every channel by one number, and so does its backward pass. PyTorch's
+backward pass also sums up the gradients of the norm's own weights, needed or not, which takes several times as long on
+a CPU.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def quick_norms(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Context manager in which the backward pass of a model's batch norms is one product; outputs are the same.
+    """Reduce the backward pass of a model's batch norms to one product; outputs stay the same.
 
     Norms with the statistics of the batch stay as they are, and so do those whose own weights need a gradient.
 

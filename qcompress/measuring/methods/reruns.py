@@ -1,22 +1,22 @@
-"""Which options of a measurement by ``"sampled"`` are put into the model as well, and what replaces their costs.
+"""Select the options of a ``"sampled"`` measurement to run in the model as well, and replace their estimated costs.
 
-An estimated cost is off by a quarter and more, and by far more where the loss is not quadratic or where the option
-changes a router's choices, which no gradient sees. The true loss increase of an option is known within a fifth from few
-samples. So some options are run alone: first those of routers (`routers`), whose error is unknown, then those whose
-error matters most. An error counts by itself and by its share of the predicted loss of a likely choice: the first would
-only run the harshest options, the second the mildest, so options are ordered by the geometric mean of both. The
-likely choices are those of `likely_choices`, and every part at its smallest. No error counts as smaller than that
-of normally distributed effects, since an estimate that is too small by chance has too small an error as well.
+An estimated cost is wrong by a quarter or more, and by far more where the loss is not quadratic or the option changes a
+router's choices, which no gradient shows. Running an option on a few samples gives its true loss increase within a
+fifth. Therefore some options are run alone: first those of routers (`routers`), whose error is unknown, then those
+whose error matters most. Options are ordered by the geometric mean of their error and of its share of the predicted
+loss of a likely choice: the error alone would select only the harshest options, the share alone only the mildest. The
+likely choices are those of `likely_choices`, and every part at its smallest. An error counts at least as much as with
+normally distributed effects, because an estimate that is too small by chance also has too small an error.
 
-All runs take at most the work of `PASSES` forward passes over the samples; one forward and backward is that of three.
-Each takes an eighth of the samples, the same for all and evenly spread, but at least `LEAST_SAMPLES`.
+All runs together take at most the work of `PASSES` forward passes over the samples (a forward and backward pass counts
+as three). Every run uses the same samples: an eighth of all, evenly spread, but at least `LEAST_SAMPLES`.
 
-What was run is not averaged with the estimate, whose weight would be largest where it is too small by chance. It
-replaces the estimate where it is larger. A mean of few samples that differ much is mostly too small, and so is the
-error that it shows: where it is lower than the estimate, its relative error must be smaller and, over all runs, below
-`ALIKE`.
+The result of a run is not averaged with the estimate: the estimate would get the largest weight where it is too small
+by chance. A larger result replaces the estimate. A smaller one replaces it only if its relative error is smaller and,
+over all runs, below `ALIKE`, because the mean of a few samples that differ much is usually too small, and so is its
+error.
 
-An option whose loss is not finite there is left out: whatever cost stood for it could be chosen.
+An option whose loss is not finite in its run is left out: at any finite cost it could be chosen.
 """
 
 import itertools
@@ -37,10 +37,10 @@ LEAST_SAMPLES, SHARE = 4, 8
 """Least number of samples of each run, and how many times as many the measurement has."""
 
 ALIKE = 0.25
-"""Relative error of all runs, as a root mean square, below which samples differ so little that few stand for all."""
+"""Root mean square of the relative errors of all runs, below which a few samples represent all."""
 
 SIGNAL_TO_ROUNDING = 10.0
-"""Ratio of a loss increase to that of rounding alone, below which it is not known."""
+"""Smallest ratio of a loss increase to the one by rounding alone at which it is known."""
 
 NOT_IN_FLOAT32 = "no option was run alone: the model computes in half precision, which rounds its loss away"
 
@@ -76,7 +76,7 @@ def options_to_run(measurement: Measurement, count: int) -> list[int]:
     first = _of_routers(measurement)
     useful = (first | (importance > 0)) & ~_exact(measurement)
     order = np.lexsort((-importance, ~first))
-    limit = max(PASSES * count // len(sample_places(count)) - 1, 0)  # one run is that of the original
+    limit = max(PASSES * count // len(sample_places(count)) - 1, 0)  # one run is of the original
     return [int(flat) for flat in order if useful[flat]][:limit]
 
 
@@ -188,11 +188,11 @@ def with_runs(
 
 
 def _scale(distances: NDArray[np.float64]) -> float:
-    """Return the factor for the errors of estimates, at least 1, of which runs are some errors away.
+    """Return the factor, at least 1, by which to enlarge the errors of estimates.
 
-    The spread of the samples' effects does not tell what losses of higher order are, which options of few bits have. So
-    errors are scaled until the distances of runs have a root mean square of 1, as the Particle Data Group does with
-    measurements that disagree (DOI 10.1103/PhysRevD.110.030001, section 5.2.2).
+    The spread of the samples' effects does not cover losses of higher order, which options of few bits have. Therefore
+    errors are scaled until the runs' distances from the estimates, in units of these errors, have a root mean square of
+    1, as the Particle Data Group does with measurements that disagree (DOI 10.1103/PhysRevD.110.030001, section 5.2.2).
 
     >>> _scale(np.array([0.5, -0.2, 0.3])), _scale(np.array([2.0, -2.0, 2.0, 2.0]))
     (1.0, 2.0)

@@ -1,11 +1,11 @@
-"""What a network rounds, whose gradient is nought or, behind a straight-through estimator, that of other numbers.
+"""Find the weights whose effect is rounded: their gradient is zero or, with a straight-through estimator, misleading.
 
-If nothing of a weight passes but what is rounded, it has no gradient, which shows. Beside a path that is not rounded,
-such as that of a residual network, it has one, and a step that is small enough for it to be right is too small to round
-anything otherwise. So weights with rounded effects are found by the operations of a run: it is followed which numbers
-depend on which weights, also where a path is detached. They need steps that do round otherwise (`gradient_check`): an
-interpolation rounds too, and has the right gradient. Truth values and places are not followed: what a network
-chooses by comparing is not rounded (see `choices`).
+If every path from a weight is rounded, it has no gradient, which is easy to see. If another path is not rounded, such
+as a residual connection, the weight has a gradient, and a step small enough for a linear prediction is too small to
+change any rounded number. Therefore one run is observed: each operation passes on which weights its result depends on,
+even where a path is detached. These weights are then checked with larger steps (`gradient_check`), because rounding
+alone proves nothing: an interpolation rounds too, and its gradient is right. Booleans and indices are not followed:
+what a network chooses by comparing is not rounded (see `choices`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +25,12 @@ ROUNDING_OPERATIONS = {
 CONVERTING = {"_to_copy", "copy", "copy_", "view"}
 QUANTIZING = "quantize_per_", "fake_quantize_", "_fake_quantize_"
 WITHOUT_VALUES = {"zero_", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"}
-"""Operations whose result does not depend on values; so do those named ``new_…``, and ``fill_`` with a number."""
+"""Operations whose result depends on no values, as those named ``new_…`` and ``fill_`` with a number."""
 
 
 @torch.no_grad()
 def rounded(run: Callable[[], object], weights: Sequence[Tensor]) -> tuple[list[int], bool]:
-    """Return the indices of weights that numbers depend on which are rounded, and whether some turn to half precision.
+    """Return the indices of weights whose effect is rounded, and whether any effect is converted to half precision.
 
     Args:
         run: function that runs a network.
@@ -46,11 +46,11 @@ def rounded(run: Callable[[], object], weights: Sequence[Tensor]) -> tuple[list[
 
 
 class _Following(Watching):  # type: ignore[no-untyped-call]
-    """Mode that follows what depends on weights.
+    """Mode that tracks which tensors depend on which weights.
 
     Attributes:
-        bits: a bit for every weight whose effect is rounded.
-        in_half: whether numbers were turned into half precision.
+        bits: bit set of the weights whose effect is rounded.
+        in_half: whether a tensor was converted to half precision.
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:

@@ -37,7 +37,7 @@ def effects_of_stacks(
     """
     model, alone = direct.model, list(samples(batch))
     if len(alone) != len(point):
-        return None, "its effect on one sample cannot be told from that on others"
+        return None, "its effects on different samples cannot be separated"
     candidates = direct.candidates.some(parts)
     if check:
         weights = [layer.site(model).weight for layer in candidates.layers]

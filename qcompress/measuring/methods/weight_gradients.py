@@ -3,13 +3,13 @@
 For a random probe ``a`` of the outputs with ``E[a·aᵀ] = H`` (for ``kl``: the score of a drawn label at every position,
 which makes it the true Fisher information, see `qcompress.model.scores`; Kunstner et al., arXiv 1905.12558) the effect
 of an option is, to first order in ΔW, ``⟨∂(a·output)/∂W, ΔW⟩``, and its loss increase is half the mean square of that.
-A sample gives one number per option: the backward pass delivers the weight gradients layer by layer; they are
+A sample gives one number per option: the backward pass delivers the weight gradients layer by layer; each is multiplied
 with the changes of the layer's options and released (see `gradients`).
 
-The costs are of second order, and estimates: their relative standard error is about ``√(2 / samples)``. The samples are
-the columns of the pair terms, which are as rough.
+The costs are second-order estimates with a relative standard error of about ``√(2 / samples)``. The samples are the
+columns of the factor for the pair terms, which are as rough.
 
-If the decoded options take more memory than the cache has, the pass of every sample decodes all of them;
+If the decoded options do not fit into the cache, they are all decoded again for every sample;
 `qcompress.measuring.streamed.together` avoids that for models of repeated blocks.
 
 Three assumptions are checked. If samples have other outputs or losses alone than within a batch, a batch counts as one

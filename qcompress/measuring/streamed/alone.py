@@ -1,8 +1,9 @@
 """The true loss increase of single options of an opened model, see `reruns`: every block is read once for all of them.
 
-An option changes nothing before its block: the hidden states that reach it are those of the original. Codes are worked
-out again, as those of all options of a model would take too much memory. Blocks in half precision run in float32. What
-follows them stays as it is: how much its rounding costs is seen by moving the states that reach it as rounding does.
+An option changes nothing before its block, so the hidden states that reach the block are the original's. Codes are
+computed again, because keeping them for all options would take too much memory. Blocks in half precision run in
+float32; the layers after the blocks keep their precision, and the cost of their rounding is measured by perturbing the
+states that reach them as rounding does.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ Applied = Callable[[], contextlib.AbstractContextManager[None]]
 """Function that returns a context manager in which an option is in the model."""
 
 ORIGINAL = -1
-"""Stands for the original among the runs, which are counted from 0."""
+"""The original among the runs, which are counted from 0."""
 
 
 class RunsByBlock:
@@ -97,7 +98,7 @@ class RunsByBlock:
         return HiddenStates(path, shapes, torch.float32 if self._half else self._sweep.dtype)
 
     def _put(self, run: int) -> contextlib.AbstractContextManager[None]:
-        """Context manager that puts an option of a part outside the blocks into the model, and no other one."""
+        """Apply an option of a part outside the blocks; restore the weight on exit."""
         return self._outside.get(run, contextlib.nullcontext)()
 
     def _through(self, block: int, run: int, start: int | None = None) -> None:
@@ -131,7 +132,7 @@ class RunsByBlock:
         return [*rises, float(self._loss.rise(moved, reference, sweep.samples[place].inputs).mean())]
 
     def _encoded(self, block: int | None) -> dict[int, Applied]:
-        """Work out the options of a unit whose weights are in memory; None stands for what is outside the blocks."""
+        """Compute the options of a unit whose weights are in memory; None for everything outside the blocks."""
         sweep = self._sweep
         runs_of: dict[str, list[int]] = {}
         for run, (part, _) in enumerate(self._runs):

@@ -82,7 +82,7 @@ def unit_forecasts(
         parts: the parts of its model.
         options: options on offer, by part name.
         output: the model's output for the first sample.
-        limit: bytes of the process at which the forecast need not go on, as they are too many.
+        limit: bytes of the process that are too many, at which the forecast may stop.
     """
     tokens = max(shape[:-1].numel() for shape in sweep.shapes)
     itemsize = sweep.dtype.itemsize

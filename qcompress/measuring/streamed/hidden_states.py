@@ -49,7 +49,7 @@ class HiddenStates:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[Tensor], None]]:
-        """Context manager with a function that takes the samples' tensors in order; creates the file at its end."""
+        """Yield a function that takes the samples' tensors in order; create the file on exit."""
         with replacing(self.path) as file:
             shapes = iter(self._shapes)
 

@@ -44,12 +44,12 @@ def inputs_of(
 def passes_of(
     sweep: BlockSweep, block: int | None, outside: Callable[[BlockSweep, int], Tensor] = BlockSweep.output
 ) -> tuple[list[Any], Forward]:
-    """Return the samples, and a function that runs one of them through a block.
+    """Return the samples, and the function that runs a sample through a block.
 
     Args:
         sweep: a sweep that has gone forward.
-        block: index of the block, whose weights are in memory; None for what is outside the blocks.
-        outside: function of the sweep and the index of a sample that runs what is outside.
+        block: index of the block, whose weights are in memory; None for everything outside the blocks.
+        outside: function of the sweep and the index of a sample; runs what is outside the blocks.
     """
     data = [sample.inputs for sample in sweep.samples]
     numbers = {id(inputs): number for number, inputs in enumerate(data)}
@@ -58,5 +58,5 @@ def passes_of(
         number = numbers[id(inputs)]
         return outside(sweep, number) if block is None else sweep.through(block, number)
 
-    run.keeps_batches = True  # type: ignore[attr-defined]  # they are told apart by what they are
+    run.keeps_batches = True  # type: ignore[attr-defined]  # a batch is recognised by its identity
     return data, run

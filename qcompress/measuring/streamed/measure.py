@@ -1,8 +1,8 @@
 """`measure` for an opened model: block by block under a memory limit, resumable after every block.
 
-The computation is that of ``method="sampled"`` (`qcompress.measuring.methods.weight_gradients`) and gives the same
-numbers; the effects are computed block by block (`qcompress.measuring.streamed.effects`), and then the options that are
-worth running (`qcompress.measuring.streamed.alone`): all blocks are read three times.
+This is ``method="sampled"`` (`qcompress.measuring.methods.weight_gradients`), with the same numbers; the effects are
+computed block by block (`qcompress.measuring.streamed.effects`), and then the options that are worth running
+(`qcompress.measuring.streamed.alone`): all blocks are read three times.
 """
 
 import hashlib

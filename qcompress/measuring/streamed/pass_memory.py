@@ -1,10 +1,9 @@
 """Memory that one sample's pass through a block takes, forward and backward.
 
-The sizes of its layers do not tell it: attention may store its scores, whose number grows with the square of the
-tokens, for every head. So one block of each kind runs on the longest sample as it does in the gradient check, in
-float32 and with everything that the backward pass needs, while the tensors that are alive are counted. It runs on
-tensors without values; where a block looks at values, such as a router of experts, it runs with real values, and is
-stopped where it takes more than it may.
+It does not follow from the sizes of the layers: attention may store its scores for every head, and their number grows
+with the square of the tokens. So one block of each kind runs on the longest sample as in the gradient check, in float32
+and with everything that the backward pass needs, while the live tensors are counted. It runs on tensors without values.
+A block that reads values, such as a router of experts, runs with real ones, and is stopped if it exceeds the limit.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ from qcompress.model.parts import Part
 
 
 def pass_bytes(sweep: BlockSweep, block: int, parts: Sequence[Part], most: float) -> tuple[int, bool]:
-    """Return the largest number of bytes that a pass of the longest sample through a block takes beside its weights.
+    """Return the peak memory in bytes of a pass of the longest sample through a block, without its weights.
 
     Args:
         sweep: the samples.

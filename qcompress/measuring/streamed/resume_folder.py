@@ -16,15 +16,15 @@ KEY, KEY_KIND = "key.json", FileKind("qcompress streamed measurement", version=1
 
 @contextlib.contextmanager
 def resume_folder(cache: AnyPath | None, key: str) -> Iterator[Path]:
-    """Context manager with a folder for the measurement's files, which is removed at the end if there is no error.
+    """Yield a folder for the measurement's files; remove it on exit unless there was an error.
 
     Args:
         cache: path of the folder; None for a temporary one.
         key: digest of everything that the files depend on.
 
     Raises:
-        DataError: the path is that of a file, or of a folder with other files or those of another measurement; or a
-            file in it is damaged or missing.
+        DataError: the path is a file, or a folder with other files or those of another measurement; or a file in it is
+            damaged or missing.
     """
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="qcompress.") as folder:
@@ -49,7 +49,7 @@ def claim(path: Path, kind: FileKind, key: str, others: str) -> None:
         others: what a folder with another key holds, for the error.
 
     Raises:
-        DataError: the path is that of a file, or of a folder with other files.
+        DataError: the path is a file, or a folder with other files.
     """
     if path.exists() and not path.is_dir():
         raise DataError(f"{path} must be a folder for the files of an opened model, and is a file: choose another path")

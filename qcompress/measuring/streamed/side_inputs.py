@@ -1,4 +1,4 @@
-"""What depends on weights before the blocks, and is not the hidden states.
+"""Values that depend on weights before the blocks, other than the hidden states.
 
 There are two kinds. Other inputs of the blocks, such as an encoder's output: their gradients are kept in files while
 the samples pass backward through the blocks, and continue from there through what comes before the blocks. And values
@@ -72,7 +72,7 @@ class SideInputs:
 
     @contextlib.contextmanager
     def writing(self, block: int) -> Iterator[Callable[[Sequence[Tensor]], None]]:
-        """Context manager with a function that takes the side inputs of every sample, with their gradients."""
+        """Yield a function that takes the side inputs of every sample, with their gradients."""
         with contextlib.ExitStack() as stack:
             puts = [stack.enter_context(file.writing()) for file in self._files[block]]
 

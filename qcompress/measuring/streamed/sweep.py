@@ -137,7 +137,7 @@ class BlockSweep:
 
 @contextlib.contextmanager
 def temporary_sweep(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> Iterator[BlockSweep]:
-    """Context manager with a sweep of an opened model, without gradients, in a temporary folder."""
+    """Yield a sweep of an opened model, without gradients, in a temporary folder."""
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
     with (
@@ -153,7 +153,7 @@ def temporary_sweep(model: nn.Module, data: Iterable[Any], forward: forwards.For
 def swept_outputs(
     model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
 ) -> Iterator[Iterator[tuple[Any, Tensor]]]:
-    """Context manager with every sample of an opened model and its output, after one pass block by block."""
+    """Yield every sample of an opened model with its output, after one pass block by block."""
     with temporary_sweep(model, data, forward) as sweep:
         for done in sweep.forward():
             sweep.states(done).delete()
