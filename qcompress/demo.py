@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
 
 
 def digits_network() -> nn.Module:
-    """A small residual network for 8×8 images and ten classes."""
+    """Return a small residual network for 8×8 images and ten classes."""
     return nn.Sequential(
         nn.Conv2d(1, 24, 3, padding=1, bias=False),
         nn.BatchNorm2d(24),

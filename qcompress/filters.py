@@ -175,7 +175,7 @@ def apply_filters(
 
 
 def _changes(model: nn.Module, part: Part, low: int) -> tuple[NDArray[np.float64], float]:
-    """Mean absolute weight of every filter, and the mean absolute change by ``low`` bits, summed over filters."""
+    """Return every filter's mean absolute weight, and the mean absolute change by ``low`` bits, summed over filters."""
     rows = part.weight(model).cpu()
     change = PruneFilters(bits=low).approximate(Weight(rows, part.target)).double() - rows.double()
     return rows.double().abs().mean(dim=1).numpy(), float(change.abs().mean(dim=1).sum())
@@ -190,7 +190,7 @@ def _losses(
     forward: forwards.Forward | None,
     seed: int,
 ) -> list[tuple[NDArray[np.float64], float]]:
-    """Square roots of the loss increases of pruning each filter alone, and of every layer at ``low`` bits."""
+    """Return the square roots of the loss increases of pruning each filter alone, and of each layer at ``low`` bits."""
     single = survey(model, batches, forward, granularity=1).parts
     names = {part.name for part in parts}
     filters = tuple(part for part in single if part.modules[0] in names)
@@ -209,7 +209,7 @@ def _option_losses(
     forward: forwards.Forward | None,
     seed: int,
 ) -> NDArray[np.float64]:
-    """``(parts,)`` linearised mean loss increase of applying ``transform`` to each part alone; at least 0.
+    """Return ``(parts,)`` linearised mean loss increase of applying ``transform`` to each part alone; at least 0.
 
     Raises:
         DataError: there is no sample, or a loss is not finite.
@@ -250,5 +250,5 @@ def _groups(names: Sequence[str], tied: Sequence[Sequence[str]]) -> dict[str, st
 
 
 def _fixed_bytes(surveyed: Survey, parts: Sequence[Part]) -> int:
-    """Bytes of everything except ``parts``."""
+    """Return the bytes of everything except ``parts``."""
     return int(surveyed.original["bytes"]) - sum(part.target.num_weights * part.target.dtype.itemsize for part in parts)

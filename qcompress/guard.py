@@ -321,7 +321,7 @@ class KeptLoss:
 
     @contextmanager
     def _chosen(self, proposal: Proposal) -> Iterator[NDArray[np.int64]]:
-        """Context manager in which the model has the proposal's options; yields their indices."""
+        """Apply the proposal's options to the model inside the block; yield their indices."""
         choice = proposal.choice[: len(self._options)].copy()
         for part in proposal.nearest:
             choice[part] += len(self._options[part]) // 2

@@ -91,7 +91,7 @@ def _share(shared: NDArray[np.float64], square: NDArray[np.float64]) -> float:
 
 
 def _places(measurement: Measurement) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """``(V,)`` part and block of every option; a part outside all blocks is a block of its own."""
+    """Return ``(V,)`` part and block of every option; a part outside all blocks is a block of its own."""
     names = [_block_of(part.path) for part in measurement.parts]
     numbers: dict[str, int] = {}
     block = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
@@ -111,7 +111,7 @@ def _block_of(path: str) -> str:
 
 
 def _drawn(block: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of the options of blocks that are drawn at random; options of block -1 are left out."""
+    """Return the indices of the options of blocks that are drawn at random; options of block -1 are left out."""
     blocks = np.random.default_rng(0).permutation(np.unique(block[block >= 0]))
     sizes = np.cumsum([np.count_nonzero(block == number) for number in blocks])
     kept = blocks[: max(2, int(np.searchsorted(sizes, MOST_OPTIONS, side="right")))]
@@ -121,7 +121,7 @@ def _drawn(block: NDArray[np.int64]) -> NDArray[np.int64]:
 def _within_blocks(
     rows: NDArray[np.float64], part: NDArray[np.int64], block: NDArray[np.int64], weight: float
 ) -> scipy.sparse.csr_array | None:
-    """Products of rows of different parts of one block, multiplied by ``weight``; None if there are too many."""
+    """Return the products of rows of different parts of a block, times ``weight``; None if there are too many."""
     used = np.flatnonzero(np.any(rows, axis=1))
     order = used[np.argsort(block[used], kind="stable")]
     groups = np.split(order, np.flatnonzero(np.diff(block[order])) + 1)

@@ -213,7 +213,7 @@ class Measurement:
 
     @staticmethod
     def fingerprint_of(model: nn.Module) -> str:
-        """SHA-256 over names, types and values of the model's state dict, with parametrized weights evaluated."""
+        """Return a SHA-256 over names, types and values of the state dict, with parametrized weights evaluated."""
         if (opened := opened_of(model)) is not None:
             return opened.fingerprint
         digest = hashlib.sha256()

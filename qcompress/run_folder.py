@@ -177,7 +177,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """A ``with`` block whose time is added to that of a step."""
+        """Add the duration of the block to the time of a step."""
         before, begun = self._steps.get(step, {}).get("wall_s", self.wall_s.get(step, 0.0)), time.perf_counter()
         self._running = (step, begun, before)
         try:
@@ -260,7 +260,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
-        """A ``with`` block in which the folder exists; an error removes what was made for it, if that is empty."""
+        """Create the folder for the block; after an error, remove what was created if it is empty."""
         if self.path is None:
             yield
             return
@@ -314,7 +314,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _damage_told() -> Iterator[None]:
-    """A ``with`` block around reading a file of the folder; an error of its contents says what to do."""
+    """Add what to do to an error about the contents of a file of the folder, read inside the block."""
     try:
         yield
     except (FileFormatError, ArtefactError) as error:

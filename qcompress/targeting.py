@@ -128,7 +128,7 @@ def clock_of(request: Request, measurement: Measurement) -> Seconds | None:
 def with_reachable_budget(
     request: Request, measurement: Measurement, seconds: Seconds | None, problem: Problem
 ) -> Problem:
-    """The problem, with a larger budget for seconds if only by prediction no choice keeps it."""
+    """Return the problem; raise its budget for seconds if choices miss it by prediction but meet it when timed."""
     if seconds is None:
         return problem
     solver = local_solver(request, measurement)
@@ -146,7 +146,7 @@ def with_reachable_budget(
 def solve_in_time(
     request: Request, run: RunFolder, seconds: Seconds | None, problem: Problem, start: Problem, solution: Solution
 ) -> tuple[Problem, Solution]:
-    """The problem and its solution, with a smaller budget for seconds where the choice takes longer than predicted."""
+    """Solve under smaller budgets for seconds if choices take longer than predicted; return problem and solution."""
     if seconds is None:
         return problem, solution
 
@@ -174,7 +174,7 @@ def solve_in_time(
 
 
 def time_model(request: Request, run: RunFolder, model: nn.Module, measurement: Measurement) -> float | None:
-    """Seconds of the compressed model in the engine on the timed batch, or None without a time budget.
+    """Return the seconds of the compressed model in the engine on the timed batch, or None without a time budget.
 
     The original and the compressed model are timed alternately and the ratio is applied to the original's earlier time,
     so that a machine that became slower does not distort the result.
@@ -221,7 +221,7 @@ def export_model(request: Request, run: RunFolder, model: nn.Module) -> tuple[Ex
 
 
 def _first_samples(engine: Engine, model: nn.Module, batch: Any) -> list[Any]:
-    """The samples on which the engine's file is compared."""
+    """Return the samples on which the engine's file is compared."""
     if opened_of(model) is not None:  # language models
         return list(itertools.islice(samples(batch), VERIFIED))
     output = emulated(engine, model, [next(samples(batch))]).outputs[0]

@@ -104,7 +104,7 @@ def check_engine(engine: Engine, make_model: Callable[[], nn.Module], data: Sequ
 
 
 def _smallest_file(engine: Engine, model: nn.Module, data: Sequence[object]) -> float:
-    """Bytes of the smallest file that the engine's options allow."""
+    """Return the bytes of the smallest file that the engine's options allow."""
     legal = for_engine(engine, model, measure(model, data, engine.options()), data[0])
     return formulate(legal, {FILE_BYTES: 1.0}, pairs=False).minimum_usage()[FILE_BYTES]
 

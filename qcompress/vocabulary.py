@@ -148,7 +148,7 @@ def refined_blocks(
 
 
 def _lost(rows: Tensor, blocks: VocabularyBlocks, rank: int) -> Tensor:
-    """``(blocks, words)`` weighted squared error of each word in the subspace of each block."""
+    """Return ``(blocks, words)`` weighted squared error of each word in the subspace of each block."""
     lost = []
     for words in blocks.words:
         target = Target(layer="Embedding", channels=len(words), per_channel=rows.shape[1], dtype=rows.dtype, macs=0)

@@ -51,7 +51,7 @@ def _table() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """All solver names."""
+    """Return all solver names."""
     return list(_table())
 
 

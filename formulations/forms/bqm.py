@@ -210,7 +210,7 @@ def to_bqm(
 def _squares(
     problem: Problem, prices: Mapping[str, float] | None, overrun: Mapping[str, float] | None
 ) -> Mapping[str, float] | None:
-    """The price of every budget's squared units; None where the proven one is to be taken, empty where none is."""
+    """Return the price of every budget's squared units; None where the proven one is used, empty where none is."""
     if overrun is None:
         return None if prices is None else {}
     if prices is None or set(overrun) != set(problem.budgets):

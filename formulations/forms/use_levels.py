@@ -15,12 +15,12 @@ LARGEST = 2.0**32
 
 
 def levels_for(problem: Problem) -> int:
-    """How many levels suit a problem."""
+    """Return how many levels suit a problem."""
     return min(max(LEVELS * problem.num_groups, FEWEST), MOST)
 
 
 def in_levels(problem: Problem, levels: int) -> Problem:
-    """The problem with every budgeted use counted in levels above its group's least one, rounded.
+    """Return the problem with every budgeted use counted in levels above its group's least one, rounded.
 
     Resources without a budget, and their pair terms, are left out.
     """

@@ -28,7 +28,7 @@ def explain(problem: Problem, known: dict[str, Any] | None = None, *, as_json: b
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """A ``with`` block that redirects what compiled libraries print on stdout to stderr."""
+    """Redirect what compiled libraries print on stdout to stderr inside the block."""
     _flush()
     saved = os.dup(1)
     try:

@@ -86,7 +86,7 @@ def text_windows(place: Path, text: Path, *, length: int, count: int = 64) -> "W
 
 
 def _readable(place: Path) -> AbstractContextManager[Path]:
-    """A context manager that gives the folder, or a GGUF file, whose tokenizer transformers reads."""
+    """Return a context with the folder, or a GGUF file, whose tokenizer transformers reads."""
     if place.is_dir():
         return nullcontext(place)
     from qcompress.engines.llama_cpp.tokenizer_file import readable

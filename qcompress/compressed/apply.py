@@ -141,7 +141,7 @@ def _require_same_bytes(measurement: Measurement, choice: list[int], solution: S
 
 
 def as_choice(choice: ArrayLike) -> NDArray[np.int64]:
-    """``(G,)`` option numbers.
+    """Return ``(G,)`` option numbers.
 
     Raises:
         ModelError: these are none.

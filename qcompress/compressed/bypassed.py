@@ -50,7 +50,7 @@ class Bypassed(nn.Module):
         return output if self.outputs is None else (output, *[None] * (self.outputs - 1))
 
     def extra_repr(self) -> str:
-        """What the output is."""
+        """Return what the output is."""
         return f"{len(self.bias)} biases" if self.bias is not None else "zero" if self.width is None else "empty"
 
 

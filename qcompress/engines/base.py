@@ -131,7 +131,7 @@ class Engine(ABC):
 
     @classmethod
     def why_not(cls) -> str:
-        """Why this engine cannot be used (missing packages), or an empty string. Imports nothing."""
+        """Return why this engine cannot be used (missing packages), or an empty string. Imports nothing."""
         missing = [module for module in cls.requires if importlib.util.find_spec(module.split(".")[0]) is None]
         return (
             f"engine {cls.name!r} needs {', '.join(missing)}: pip install 'qcompress[{cls.extra}]'" if missing else ""
@@ -189,11 +189,11 @@ class Engine(ABC):
 
     @abstractmethod
     def options(self) -> Options:
-        """Everything the engine runs; offered by default."""
+        """Return everything the engine runs; offered by default."""
 
     @abstractmethod
     def refuse(self, part: Part, transform: Transform) -> str:
-        """Why the engine cannot run a part stored with a transform, or an empty string. `Keep` is always legal.
+        """Return why the engine cannot run a part stored with a transform, or an empty string. `Keep` is always legal.
 
         The reason does not name the part: it is stated with all the parts that it holds for.
         """
@@ -203,14 +203,14 @@ class Engine(ABC):
         return {}
 
     def ties(self, parts: Sequence[Part]) -> list[tuple[str, ...]]:  # noqa: ARG002
-        """Names of parts that must take the same option, for `formulations.reductions.tie.tie`."""
+        """Return the names of parts that must take the same option, for `formulations.reductions.tie.tie`."""
         return []
 
     @abstractmethod
     def sizes(
         self, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]], example: Any = None
     ) -> FileSizes:
-        """Size of the file of ``model``, to the byte, for every option of every part.
+        """Return the size of the file of ``model``, to the byte, for every option of every part.
 
         Args:
             model: the model, compressed or not; its shapes, names and metadata are used.
@@ -233,11 +233,11 @@ class Engine(ABC):
         """
 
     def companions(self) -> Sequence[Companion]:
-        """Files that the settings ask for besides the engine's own, see `qcompress.engines.companions`."""
+        """Return the files that the settings ask for besides the engine's own, see `qcompress.engines.companions`."""
         return ()
 
     def example_of(self, path: Path, batch: Any) -> Any:  # noqa: ARG002
-        """A batch in the form of the example that a file was written with, so that `sizes` predicts the file's bytes.
+        """Return a batch in the form of the example of a written file, for which `sizes` predicts the file's bytes.
 
         The default is the batch itself, for engines that do not trace the model.
 
@@ -263,7 +263,7 @@ class Engine(ABC):
         model: nn.Module,  # noqa: ARG002
         choice: Iterable[tuple[Part, Transform]] | None = None,  # noqa: ARG002
     ) -> AbstractContextManager[None]:
-        """A context manager in which the model rounds what the engine rounds besides the weights; by default nothing.
+        """Return a context in which the model rounds what the engine rounds besides the weights; by default nothing.
 
         Args:
             model: a compressed model, or a model with the dense weights of a choice.
@@ -277,7 +277,7 @@ class Engine(ABC):
             return timed(forwards.run(model, batch) for batch in batches)
 
     def why_not_timed(self) -> str:
-        """Why options cannot be timed in the engine, or an empty string."""
+        """Return why options cannot be timed in the engine, or an empty string."""
         return (
             f"engine {self.name!r} does not time options: a budget for latency_s needs target 'onnxruntime', or no "
             "target (PyTorch)"
@@ -311,7 +311,7 @@ class Engine(ABC):
         choices: Sequence[Sequence[int]],  # noqa: ARG002
         batch: Any,  # noqa: ARG002
     ) -> list[float]:
-        """Seconds of the whole model with each of some choices, in the unit of a measurement that `time_options` gave.
+        """Return the seconds of the whole model with each choice, in the unit of the measurement by `time_options`.
 
         Raises:
             EngineError: the engine does not time options.
@@ -323,11 +323,11 @@ class Engine(ABC):
         return [self.run(path, batches).wall_s for path in paths]
 
     def peak_bytes(self, path: Path, batch: Any) -> int | None:  # noqa: ARG002
-        """Peak memory of loading the file and running a batch, or None if it is not measured."""
+        """Return the peak memory of loading the file and running a batch, or None if it is not measured."""
         return None
 
     def check(self, path: Path, model: nn.Module) -> str:  # noqa: ARG002
-        """How the file's weights differ from the model's, or an empty string; the default does not check."""
+        """Return how the file's weights differ from the model's, or an empty string; the default does not check."""
         return ""
 
 

@@ -61,7 +61,7 @@ def with_companions(engine: Engine, model: nn.Module) -> Iterator[None]:
 
 
 def _named(engine: Engine, but: str) -> list[tuple[str, Path]]:
-    """Settings that may name a file, with the file."""
+    """Return the settings that may name a file, with the file."""
     settings = {field.name: getattr(engine, field.name) for field in dataclasses.fields(engine) if field.name != but}
     return [(name, Path(value)) for name, value in settings.items() if value and isinstance(value, (str, os.PathLike))]
 

@@ -118,7 +118,7 @@ class CompressedTensors(Engine):
         return {part.name: why for part in layers if part.modules[0] in failing}
 
     def ties(self, parts: Sequence[Part]) -> list[tuple[str, ...]]:
-        """Groups of layers that vLLM runs as one matrix."""
+        """Return the groups of layers that vLLM runs as one matrix."""
         if not self.fused:
             return []
         groups: dict[tuple[str, int], list[str]] = {}
@@ -136,7 +136,7 @@ class CompressedTensors(Engine):
         transforms: Sequence[Sequence[Transform]],
         example: Any = None,  # noqa: ARG002
     ) -> FileSizes:
-        """Size of all files of the folder."""
+        """Return the size of all files of the folder."""
         state = written_state(model)
         files = _files_of(state, self.shard_bytes)
         sharded = len(set(files.values())) > 1
@@ -236,7 +236,7 @@ class CompressedTensors(Engine):
 
 
 def _output(model: nn.Module, batch: Any) -> Tensor:
-    """The model's logits, or the last hidden states of an encoder, which has none.
+    """Return the model's logits, or the last hidden states of an encoder, which has none.
 
     Raises:
         ModelError: the output has neither.
@@ -267,7 +267,7 @@ _INDEX_ROOM = 100
 
 
 def _compressed(engine: CompressedTensors, model: nn.Module) -> list[CompressedPart]:
-    """The compressed parts of a model.
+    """Return the compressed parts of a model.
 
     Raises:
         EngineError: the engine does not run one of them.
@@ -288,12 +288,12 @@ def _scheme(item: CompressedPart) -> Scheme:
 
 
 def _weight_name(part: Part, state: Mapping[str, Tensor]) -> str:
-    """The name of a part's weight in the state dict."""
+    """Return the name of a part's weight in the state dict."""
     return next(name for module in part.modules if (name := f"{module}.{part.parameter}".lstrip(".")) in state)
 
 
 def _files_of(state: Mapping[str, Tensor], shard_bytes: int) -> dict[str, str]:
-    """The file of every weight, which does not depend on how the weight is stored."""
+    """Return the file of every weight, which does not depend on how the weight is stored."""
     shards: dict[str, int] = {}
     number, filled = 0, 0
     for name, tensor in state.items():
@@ -309,13 +309,13 @@ def _files_of(state: Mapping[str, Tensor], shard_bytes: int) -> dict[str, str]:
 
 
 def _dense_entries(name: str, tensor: Tensor, opened: Opened | None = None) -> list[TensorEntry]:
-    """A dense weight; for an opened model it is read when it is written."""
+    """Return a dense weight; for an opened model it is read when it is written."""
     numbers = (lambda: tensor) if opened is None or not tensor.is_meta else functools.partial(opened.read, name)
     return [TensorEntry(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), tensor=numbers)]
 
 
 def _packed_entries(name: str, scheme: Scheme, target: Target) -> list[TensorEntry]:
-    """The tensors that replace the weight ``name``: codes, scales, its shape and possibly zero points."""
+    """Return the tensors that replace the weight ``name``: codes, scales, its shape and possibly zero points."""
     rows, groups = target.channels, scheme.num_groups(target)
     shapes = {
         "weight_packed": (torch.int32, (rows, -(-target.per_channel * scheme.bits // 32))),
@@ -360,7 +360,7 @@ def _indexed(name: str, file: str) -> str:
 
 
 def _index(contents: Mapping[str, list[TensorEntry]]) -> bytes:
-    """The index of the shards, padded to the size predicted by `sizes`."""
+    """Return the index of the shards, padded to the size predicted by `sizes`."""
     lines = [_indexed(entry.name, file) for file, entries in contents.items() for entry in entries]
     total = sum(entry.nbytes for entries in contents.values() for entry in entries)
     text = f'{{"metadata":{{"total_size":{total}}},"weight_map":{{{"".join(lines).rstrip(",")}\n}}}}'

@@ -13,7 +13,7 @@ CONFIG_ROOM = 400  # bytes for what does not depend on the layers
 
 
 def _arguments(scheme: Scheme) -> dict[str, Any]:
-    """The scheme in the terms of compressed-tensors."""
+    """Return the scheme in the terms of compressed-tensors."""
     grouped = {"strategy": "channel"} if scheme.group_size is None else {
         "strategy": "group", "group_size": scheme.group_size
     }  # fmt: skip
@@ -27,13 +27,13 @@ def _group(modules: list[str], scheme: Scheme) -> dict[str, Any]:
 
 
 def config_room(name: str, scheme: Scheme) -> int:
-    """Bytes of ``config.json`` that suffice for a layer, even if it is the only one of its scheme."""
+    """Return the bytes of ``config.json`` that suffice for a layer, even if it is the only one of its scheme."""
     text = json.dumps({"group_000": _group([name.removesuffix(".weight")], scheme)}, indent=2)
     return len(text.encode()) + 4 * (text.count("\n") + 1)
 
 
 def config_bytes(model: nn.Module, schemes: Mapping[str, Scheme]) -> bytes:
-    """The file for the schemes of the weights, by name; padded to its predicted size."""
+    """Return the file for the schemes of the weights, by name; padded to its predicted size."""
     plain, groups = _config_values(model), dict[Scheme, list[str]]()
     for name, scheme in schemes.items():
         groups.setdefault(scheme, []).append(name.removesuffix(".weight"))
@@ -58,7 +58,7 @@ def config_bytes(model: nn.Module, schemes: Mapping[str, Scheme]) -> bytes:
 
 
 def plain_config(model: nn.Module) -> bytes:
-    """The model's own configuration."""
+    """Return the model's own configuration."""
     return json.dumps(_config_values(model), indent=2, sort_keys=True).encode()
 
 
@@ -86,6 +86,6 @@ def require_of_transformers(model: nn.Module) -> None:
 
 
 def generation_config(model: nn.Module) -> bytes | None:
-    """The model's settings for generating text, if it has any."""
+    """Return the model's settings for generating text, if it has any."""
     config = getattr(model, "generation_config", None)
     return None if config is None else config.to_json_string().encode()

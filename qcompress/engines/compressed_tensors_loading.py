@@ -95,7 +95,7 @@ def _around(model: nn.Module, path: str) -> Iterator[tuple[nn.Module, nn.Module]
 
 
 def _built(model: nn.Module) -> nn.Module:
-    """The model that transformers builds from the configuration, without memory.
+    """Return the model that transformers builds from the configuration, without memory.
 
     Raises:
         EngineError: it is not a transformers model.

@@ -123,6 +123,6 @@ def model_of(model_or_result: nn.Module | HasModel) -> nn.Module:
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Return the bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -74,7 +74,7 @@ def with_reachable_time(
 
 
 def _by_time(problem: Problem) -> Problem:
-    """The problem with the predicted time as its objective."""
+    """Return the problem with the predicted time as its objective."""
     terms = problem.resource_pairs.get(LATENCY)
     return without_time_budget(problem).derived(
         cost=problem.resources[LATENCY],

@@ -28,7 +28,7 @@ class Scheme:
     scale_type: torch.dtype
 
     def num_groups(self, target: Target) -> int:
-        """Number of groups in a row."""
+        """Return the number of groups in a row."""
         return 1 if self.group_size is None else -(-target.per_channel // self.group_size)
 
 

@@ -82,7 +82,7 @@ def by_number(reasons: Mapping[str, str], most: int = 3) -> str:
 
 
 def why_not(engine: Engine, part: Part, transforms: Iterable[Transform]) -> str:
-    """The most frequent reason why the engine does not run a part stored with these transforms, or an empty string."""
+    """Return the most frequent reason why the engine refuses a part with these transforms, or an empty string."""
     reasons = Counter(filter(None, (engine.refuse(part, transform) for transform in transforms)))
     return reasons.most_common(1)[0][0] if reasons else ""
 
@@ -120,7 +120,7 @@ def _require_some(
 
 
 def _restricted(engine: Engine, measurement: Measurement, refused: Mapping[tuple[int, int], str]) -> list[list[int]]:
-    """The remaining options of each part: legal ones and, for tied parts, those that all have."""
+    """Return the remaining options of each part: legal ones and, for tied parts, those that all have."""
     options = [
         [
             option
@@ -143,5 +143,5 @@ def _restricted(engine: Engine, measurement: Measurement, refused: Mapping[tuple
 
 
 def _common(lists: Sequence[Sequence[Any]]) -> list[Any]:
-    """The items that are in all lists, in the order of the first."""
+    """Return the items that are in all lists, in the order of the first."""
     return [item for item in lists[0] if all(item in other for other in lists[1:])]

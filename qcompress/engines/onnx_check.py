@@ -54,7 +54,7 @@ def stored_weights(item: CompressedPart) -> Iterator[tuple[tuple[str, ...], Tran
 
 
 def _name(model: nn.Module, path: str, tensors: Collection[str]) -> str | None:
-    """The name of a layer's weight, whose codes or numbers are among the tensors; None if the graph does not use it."""
+    """Return the name of a layer's weight among the tensors, in codes or not; None if the graph does not use it."""
     return onnx_graph.initializer_of(model, path, {name.removesuffix(CODES) for name in tensors})
 
 

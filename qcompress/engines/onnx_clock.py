@@ -36,7 +36,7 @@ Kind = tuple[Hashable, ...]
 
 
 def kind_of(transform: Transform, target: Target, *, linear: bool) -> Kind:
-    """What an option's time depends on; () if the weight is expanded when the file is loaded, or only looked up.
+    """Return what an option's time depends on; () if the weight is expanded when the file is loaded, or only looked up.
 
     Args:
         transform: the option.
@@ -64,11 +64,11 @@ class Clock:
         self._engine, self._folder = engine, folder
 
     def seconds(self, protos: Iterable[Any], batch: Any) -> list[float]:
-        """Seconds of graphs for a batch."""
+        """Return the seconds of graphs for a batch."""
         return in_turn([self._session(proto) for proto in protos], [batch], self._engine.threads)
 
     def ratios(self, original: Any, protos: Iterable[Any], batch: Any) -> list[float]:
-        """Seconds of whole models for a batch, divided by those of the original, which takes turns with them.
+        """Return the seconds of whole models for a batch, divided by the original's; all of them take turns.
 
         Models that would take much memory together are timed a few at a time.
         """
@@ -99,7 +99,7 @@ class Clock:
     def graph_with(
         self, chosen: Mapping[int, Transform], traced: Any, model: nn.Module, parts: Sequence[Part], batch: Any
     ) -> Any:
-        """The graph of a model with options in place of parts; the values do not matter for the time.
+        """Return the graph of a model with options in place of parts; the values do not matter for the time.
 
         Args:
             chosen: index of a part → its option.
@@ -132,7 +132,7 @@ class Clock:
     def _encoded(
         self, traced: Any, model: nn.Module, coded: Sequence[tuple[tuple[str, ...], Transform, Target]]
     ) -> Any:
-        """A copy of the graph with the weights of these layers in codes."""
+        """Return a copy of the graph with the weights of these layers in codes."""
         proto = onnx_graph.copied(traced)
         tensors = {item.name for item in proto.graph.initializer}
         encodings, integers = [], []

@@ -32,7 +32,7 @@ LARGEST = 127
 def rounding_inputs(
     model: nn.Module, accuracy_level: int, choice: Iterable[tuple[Part, Transform]] | None = None
 ) -> Iterator[None]:
-    """A context manager in which layers that are written as MatMulNBits round their inputs as ONNX Runtime does.
+    """Let layers that are written as MatMulNBits round their inputs inside the block, as ONNX Runtime does.
 
     Args:
         model: a compressed model, or a model with the dense weights of a choice.
@@ -76,7 +76,7 @@ def rounded_in_blocks(x: Tensor, size: int) -> Tensor:
 
 
 def _layers(item: CompressedPart) -> Iterator[tuple[str, Transform, Target]]:
-    """The layers that compute with a part's weight, and how it is stored; those of both factors at low rank."""
+    """Yield the layers that compute with a part's weight, and how it is stored; those of both factors at low rank."""
     transform, target = item.transform, item.part.target
     for path in item.part.modules if item.stored else ():
         if isinstance(transform, LowRank):
@@ -95,7 +95,7 @@ def _chosen(choice: Iterable[tuple[Part, Transform]]) -> Iterator[tuple[str, Tra
 
 
 def _scheme(transform: Transform, target: Target) -> Scheme | None:
-    """The scheme of a weight that is multiplied in integers, or None."""
+    """Return the scheme of a weight that is multiplied in integers, or None."""
     if isinstance(transform, (Keep, IntegerProduct)):
         return None
     scheme = scheme_of(transform, target)

@@ -40,7 +40,7 @@ def has_branches(graph: Any) -> bool:
 
 
 def initializer_of(model: nn.Module, path: str, names: Collection[str]) -> str | None:
-    """The name of a layer's weight in the graph (the model may have several names for it); None if it is unused."""
+    """Return the name of a layer's weight in the graph (the model may have several); None if it is unused."""
     weight = getattr(model.get_submodule(path), "weight", None)
     names_of_weight = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
     return next((f"model.{name}" for name in names_of_weight if f"model.{name}" in names), None)
@@ -246,7 +246,7 @@ class Encoding:
         yield helper.make_node("Div", [f"{result}.columns", size], [result])
 
     def _reshaping(self) -> list[tuple[str, list[int]]]:
-        """The steps from rows to the weight, as in `qcompress.model.layers.from_rows`."""
+        """Return the steps from rows to the weight, as in `qcompress.model.layers.from_rows`."""
         shape = list(layers.weight_of(self.module).shape)
         if layers.is_by_rows(self.module):
             return []
@@ -300,7 +300,7 @@ def encoding(proto: Any, name: str, modules: Sequence[nn.Module], scheme: Scheme
 
 
 def _uses(proto: Any, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The nodes that multiply with a weight ``(out, in)``, and that look up its rows; none if it has other uses."""
+    """Return the nodes that multiply with a weight ``(out, in)`` or look up its rows; none if it has other uses."""
     products: list[Any] = []
     lookups: list[Any] = []
     for node in _readers(proto, name):

@@ -78,12 +78,12 @@ class Use:
 
 
 def refused(proto: Any, name: str) -> str:
-    """Why a weight's products cannot be computed in integers, or an empty string."""
+    """Return why a weight's products cannot be computed in integers, or an empty string."""
     return "" if uses(proto, name) else "the graph does not only multiply its weight with the layer's input"
 
 
 def room(proto: Any, layer: IntegerLayer) -> tuple[int, int]:
-    """Upper bound on the bytes that a layer takes in the file, and the bytes of its codes, scales and zero points."""
+    """Return an upper bound on a layer's bytes in the file, and the bytes of its codes, scales and zero points."""
     writer = _Writer(proto)
     products = uses(proto, layer.name)
     nodes = [node for use in products for node in writer.nodes(layer, use)]
@@ -164,7 +164,7 @@ class _Writer:
         yield helper.make_node(operator, names, [use.output], domain="com.microsoft", name=f"{use.output}.product")
 
     def _columns(self, layer: IntegerLayer) -> Generator[Any, None, str]:
-        """Name of the codes ``(per_channel, channels)``; rows that are looked up as well are stored only once."""
+        """Return the name of the codes ``(per_channel, channels)``; rows that are looked up too are stored once."""
         from onnx import helper
 
         codes, name = unsigned(layer.numbers()[0]), f"{layer.name}.codes"
@@ -217,7 +217,7 @@ class _Writer:
         return least <= low and high <= most * (1 + SAME_STEP)
 
     def _scalar(self, name: str) -> float | None:
-        """Value of a constant; None if there is none; NaN, which fails all comparisons, if it is unknown."""
+        """Return the value of a constant; None if there is none; NaN, which fails all comparisons, if it is unknown."""
         from onnx import numpy_helper
 
         if not name:
@@ -268,7 +268,7 @@ class _Writer:
         yield self._dense(f"{use.output}.codes", outputs, use.output)
 
     def _quantized(self, name: str, span: Range) -> Generator[Any, None, tuple[str, str, str]]:
-        """Names of a tensor's codes, step and zero point; existing codes are reused."""
+        """Yield the nodes of a tensor's codes if they are new; return the names of codes, step and zero point."""
         from onnx import helper
 
         for codes, known in self.codes.get(name, ()):
@@ -286,11 +286,11 @@ class _Writer:
         return helper.make_node("DequantizeLinear", [codes, *self._grid(codes, span)], [output], name=f"{output}.dense")
 
     def _middle(self, layer: IntegerLayer) -> str:
-        """Name of the zero point of unsigned weights."""
+        """Return the name of the zero point of unsigned weights."""
         return self._constant(f"{layer.name}.zeros", np.array(MIDDLE, np.uint8))
 
     def _grid(self, name: str, span: Range) -> tuple[str, str]:
-        """Names of the constants for a range's step and zero point."""
+        """Return the names of the constants for a range's step and zero point."""
         name = name.removesuffix(".codes")
         return (
             self._constant(f"{name}.step", np.array(span.step, np.float32)),
@@ -333,7 +333,7 @@ def with_room_for(
 
 
 def uses(proto: Any, name: str) -> list[Use]:
-    """The products with a weight, and the lookups of its rows; none if the weight has other uses."""
+    """Return the products with a weight, and the lookups of its rows; none if the weight has other uses."""
     readers = _readers(proto)
     uses = []
     for node in readers.get(name, ()):
@@ -360,7 +360,7 @@ def _use(operator: str, node: Any, bias: str | None) -> Use | None:
 
 
 def _with_bias(proto: Any, product: Any, readers: Mapping[str, list[Any]]) -> Use:
-    """A product, including the addition of a bias after it if that is the only reader."""
+    """Return a product, including the addition of a bias after it if that is the only reader."""
     behind = readers.get(product.output[0], [])
     vectors = {item.name for item in proto.graph.initializer if len(item.dims) == 1}
     outputs = {item.name for item in proto.graph.output}
@@ -382,7 +382,7 @@ def _readers(proto: Any) -> dict[str, list[Any]]:
 
 
 def _initializer(proto: Any, node: Any, place: int) -> str | None:
-    """The name of an input that is an initializer; "" if the input is absent, None if it is computed."""
+    """Return the name of an input that is an initializer; "" if the input is absent, None if it is computed."""
     name = node.input[place] if len(node.input) > place else ""
     if not name or any(item.name == name for item in proto.graph.initializer):
         return name

@@ -24,7 +24,7 @@ def opened(path: Path, threads: int) -> Any:
 
 
 def peak_bytes(path: Path, inputs: Path, threads: int) -> int | None:
-    """Peak memory of loading and running a file in a separate process; None if it cannot be measured.
+    """Return the peak memory of loading and running a file in a separate process; None if it cannot be measured.
 
     Args:
         path: the file.
@@ -40,7 +40,7 @@ def peak_bytes(path: Path, inputs: Path, threads: int) -> int | None:
 
 
 def _most_bytes() -> int:
-    """Peak memory of this process."""
+    """Return the peak memory of this process."""
     peak = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return 1024 * int(peak.split()[1])
 

@@ -26,7 +26,7 @@ ANY_OPERATORS = 4000  # for operators that are not those of the dense layer seve
 
 
 def framed(nbytes: int) -> int:
-    """Bytes of an entry of a list in a protobuf message: its tag, its length and itself.
+    """Return the bytes of an entry of a list in a protobuf message: its tag, its length and itself.
 
     >>> framed(127), framed(128)
     (129, 131)
@@ -35,7 +35,7 @@ def framed(nbytes: int) -> int:
 
 
 def of_array(name: str, dims: Sequence[int], onnx_type: int, nbytes: int) -> int:
-    """Bytes of an initializer in a graph."""
+    """Return the bytes of an initializer in a graph."""
     from onnx import TensorProto
 
     header = TensorProto(name=name, dims=dims, data_type=onnx_type)
@@ -43,23 +43,23 @@ def of_array(name: str, dims: Sequence[int], onnx_type: int, nbytes: int) -> int
 
 
 def of_nodes(nodes: Iterable[Any]) -> int:
-    """Bytes of operators in a graph."""
+    """Return the bytes of operators in a graph."""
     return sum(framed(int(node.ByteSize())) for node in nodes)
 
 
 def of_encoding(proto: Any, encoding: Encoding) -> int:
-    """Bytes that a weight in codes takes, less those of the operators that it replaces."""
+    """Return the bytes that a weight in codes takes, less those of the operators that it replaces."""
     return of_codes(encoding) - of_nodes(_replaced(proto, encoding))
 
 
 def of_codes(encoding: Encoding) -> int:
-    """Bytes of codes, scales and zero points, and of the operators that read them."""
+    """Return the bytes of codes, scales and zero points, and of the operators that read them."""
     arrays = sum(of_array(array.name, array.dims, array.onnx_type, array.nbytes) for array in encoding.arrays())
     return arrays + of_nodes(encoding.nodes(accuracy_level=4).all)
 
 
 def of_factors(proto: Any, name: str, module: nn.Module, transform: LowRank, part: Part) -> tuple[int, int]:
-    """Upper bound on the bytes that a low-rank layer takes, less those of the dense layer's operators.
+    """Return an upper bound on the bytes that a low-rank layer takes, less those of the dense layer's operators.
 
     And the bytes of its numbers.
     """
@@ -89,7 +89,7 @@ def of_factors(proto: Any, name: str, module: nn.Module, transform: LowRank, par
 def _of_factor(
     proto: Any, name: str, module: nn.Module, then: Transform, target: Target, *, alike: bool
 ) -> tuple[Encoding, int]:
-    """How a factor is stored, and the bytes of the operators that this replaces; ``alike`` those of the dense layer."""
+    """Return how a factor is stored, and the bytes of the operators replaced; ``alike`` are the dense layer's."""
     scheme = scheme_of(then, target)
     assert scheme is not None  # noqa: S101
     if alike and onnx_graph.is_linear(module):  # a Linear layer is multiplied with its codes, and so are its factors
@@ -100,7 +100,7 @@ def _of_factor(
 
 
 def _replaced(proto: Any, encoding: Encoding) -> list[Any]:
-    """The operators that an encoding replaces: products and lookups, and transpositions before the products."""
+    """Return the operators that an encoding replaces: products and lookups, and transpositions before the products."""
     instead = encoding.nodes(accuracy_level=4).instead
     turned = [
         node for node in proto.graph.node
@@ -110,7 +110,7 @@ def _replaced(proto: Any, encoding: Encoding) -> list[Any]:
 
 
 def _operators(proto: Any, name: str) -> tuple[list[Any] | None, int]:
-    """The operators that read a weight, which each of its factors has too, or None if those are others; the uses."""
+    """Return the operators that read a weight (None if its factors have others), and its uses."""
     operators, uses, known = [], 0, not onnx_graph.has_branches(proto.graph)
     for node in _readers(proto.graph, name):
         turned = node.op_type == "Transpose"
@@ -125,7 +125,7 @@ def _operators(proto: Any, name: str) -> tuple[list[Any] | None, int]:
 
 
 def _readers(graph: Any, name: str) -> Iterator[Any]:
-    """The operators that read a value, also inside of branches."""
+    """Yield the operators that read a value, also inside of branches."""
     for node in graph.node:
         if name in node.input:
             yield node

@@ -48,7 +48,7 @@ class Traced(nn.Module):
 
 
 def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
-    """The tensors of a batch that the graph takes as inputs; for a list the first ``count``.
+    """Return the tensors of a batch that the graph takes as inputs; for a list the first ``count``.
 
     Raises:
         BatchError: the batch is not a tensor, nor a list or dict of tensors.
@@ -63,7 +63,7 @@ def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
 
 
 def feed_of(session: Any, batch: Any) -> dict[str, Any]:
-    """A batch as the inputs of an ONNX Runtime session: a mapping by its keys, others in order.
+    """Return a batch as the inputs of an ONNX Runtime session: a mapping by its keys, others in order.
 
     Raises:
         BatchError: inputs are missing.
@@ -73,7 +73,7 @@ def feed_of(session: Any, batch: Any) -> dict[str, Any]:
 
 
 def _by_name(batch: Any, names: Collection[str], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """The wanted tensors of a batch, whose tensors have these names if it is not a mapping.
+    """Return the wanted tensors of a batch, whose tensors have these names if it is not a mapping.
 
     Raises:
         BatchError: some are missing.
@@ -90,7 +90,7 @@ def _by_name(batch: Any, names: Collection[str], wanted: Iterable[str]) -> dict[
 
 
 def like_the_example(session: Any, batch: Any) -> Any:
-    """A batch in the form of the example that a file was traced with; itself if the file does not say it.
+    """Return a batch in the form of the example that a file was traced with; itself if the file does not say it.
 
     The graph depends on the names and the order of the inputs, and on sizes that the model looks at.
 
@@ -218,7 +218,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the error that the exporter's error goes back to."""
+    """Return the first line of the error that the exporter's error goes back to."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -231,7 +231,7 @@ def _num_inputs(model: nn.Module) -> int:
 
 
 def _names(model: nn.Module, batch: Any, count: int) -> list[str]:
-    """Names of the inputs."""
+    """Return the names of the inputs."""
     if isinstance(batch, Mapping):
         return list(batch)
     parameters = inspect.signature(model.forward).parameters.values()

@@ -103,7 +103,7 @@ class OnnxRuntime(Engine):
     def sizes(
         self, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]], example: Any = None
     ) -> FileSizes:
-        """Size of the file, from the graph of the dense model."""
+        """Return the size of the file, from the graph of the dense model."""
         with composed(model):
             dense = _dense(model)
             return self._sizes(onnx_tracing.trace(dense, example), dense, parts, transforms)
@@ -111,11 +111,11 @@ class OnnxRuntime(Engine):
     def _sizes(
         self, proto: Any, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]]
     ) -> FileSizes:
-        """Size of the file, given the graph of the dense ``model``."""
+        """Return the size of the file, given the graph of the dense ``model``."""
         tensors = {item.name: item for item in proto.graph.initializer}
 
         def taken(part: Part, name: str | None, transform: Transform) -> tuple[int, int]:
-            """The bytes of an option, and those of its numbers alone."""
+            """Return the bytes of an option, and those of its numbers alone."""
             numbers = transform.size_bytes(part.target)
             if name is None:
                 return 0, numbers
@@ -182,7 +182,7 @@ class OnnxRuntime(Engine):
         path.write_bytes(_padded(proto, self.accuracy_level, size))
 
     def example_of(self, path: Path, batch: Any) -> Any:
-        """The inputs of the file's example, cut or repeated to its shapes."""
+        """Return the inputs of the file's example, cut or repeated to its shapes."""
         return onnx_tracing.like_the_example(self.session(path), batch)
 
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
@@ -232,7 +232,7 @@ class OnnxRuntime(Engine):
         return onnx_clock.in_turn([self.session(path) for path in paths], batches, self.threads, LOOKS)
 
     def peak_bytes(self, path: Path, batch: Any) -> int | None:
-        """Growth of the memory of a separate process that loads the file and runs a batch."""
+        """Return the growth of the memory of a separate process that loads the file and runs a batch."""
         with tempfile.TemporaryDirectory() as folder:
             inputs = Path(folder) / "inputs.npz"
             np.savez(inputs, **onnx_tracing.feed_of(self.session(path), batch))
@@ -257,7 +257,7 @@ class OnnxRuntime(Engine):
 
 
 def _ran(session: Any, path: Path, feed: dict[str, Any]) -> Any:
-    """The first output.
+    """Return the first output.
 
     Raises:
         EngineError: ONNX Runtime does not run the file on these inputs.
@@ -308,7 +308,7 @@ def _encoding(proto: Any, name: str, modules: Sequence[nn.Module], transform: Tr
 
 
 def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple[Encoding, Any]]:
-    """The encodings of a part's weight, or of its factors, with their numbers; unused weights are left out."""
+    """Return the encodings of a part's weight, or of its factors, with their numbers; unused weights are left out."""
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     encodings = []
     for paths, transform, stored, target in stored_weights(item):
@@ -319,7 +319,7 @@ def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple
 
 
 def _integer_layers(proto: Any, model: nn.Module, items: Iterable[CompressedPart]) -> Iterator[IntegerLayer]:
-    """The parts that are multiplied in integers, without those that no output depends on."""
+    """Yield the parts that are multiplied in integers, without those that no output depends on."""
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for item in items:
         assert isinstance(item.transform, IntegerProduct)  # noqa: S101
@@ -332,7 +332,7 @@ def _modules(model: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
 
 
 def _description(proto: Any, accuracy_level: int) -> str:
-    """What the file says about itself."""
+    """Return what the file says about itself."""
     import onnxruntime
 
     return json.dumps(

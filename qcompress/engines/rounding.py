@@ -20,7 +20,7 @@ STEPS = 4.0
 
 @contextlib.contextmanager
 def rounded_differently(model: nn.Module, seed: int) -> Iterator[None]:
-    """A context manager in which the outputs of all innermost layers have random errors in their last places.
+    """Add random errors in the last places to the outputs of all innermost layers inside the block.
 
     >>> model = nn.Linear(4, 4).requires_grad_(False)
     >>> before = model(torch.ones(4))

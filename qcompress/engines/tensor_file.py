@@ -69,7 +69,7 @@ def write(file: BinaryIO, entries: Sequence[TensorEntry]) -> None:
 
 
 def bytes_of(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor's numbers, row by row, as a flat uint8 tensor.
+    """Return the bytes of a tensor's numbers, row by row, as a flat uint8 tensor.
 
     >>> bytes_of(torch.tensor([[1, 2]], dtype=torch.int16).T[:1])  # a single number, two apart from the next
     tensor([1, 0], dtype=torch.uint8)

@@ -131,7 +131,7 @@ def verify(
 
 
 def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]) -> tuple[int, "Difference", str, str]:
-    """The file's bytes, how its outputs differ from the emulation's, what is wrong with it, and what is not compared.
+    """Return the file's bytes, its difference from the emulation, what is wrong with it, and what is not compared.
 
     Outputs may differ by the engine's tolerance or, if the model amplifies rounding errors, by less than `CHAOTIC`
     times what rounding alone does to them.
@@ -222,7 +222,7 @@ def compared(run: EngineRun, expected: EngineRun) -> Difference:
 
 
 def _whole_extent(expected: EngineRun) -> float:
-    """Squared spread of all outputs, or of their difference from 0 if they are one number."""
+    """Return the squared spread of all outputs, or of their difference from 0 if they are one number."""
     numbers = torch.cat([output.detach().cpu().double().reshape(-1) for output in expected.outputs])
     numbers = numbers[numbers > LOWEST]
     spread, size = float((numbers - numbers.mean()).square().sum()), float(numbers.square().sum())
@@ -230,7 +230,7 @@ def _whole_extent(expected: EngineRun) -> float:
 
 
 def _differing(actual: Tensor, wanted: Tensor) -> tuple[float, ...]:
-    """Largest difference of ``(rows, numbers)``; sums of squares of differences, spread and numbers, of KL, answers."""
+    """Return the largest difference of ``(rows, numbers)``, and sums (squared differences, spread, KL, answers)."""
     excluded = wanted <= LOWEST
     off = (actual - wanted).where(~excluded, 0.0).where(excluded == (actual <= LOWEST), math.inf)
     numbers, count = wanted.where(~excluded, 0.0), (~excluded).sum(-1, keepdim=True).clamp(min=1)
@@ -255,7 +255,7 @@ def _predicted_bytes(engine: Engine, model: nn.Module, example: Any) -> int:
 
 
 def speedup_of(engine: Engine, original: nn.Module, smaller: nn.Module, batches: Sequence[Any]) -> float:
-    """Ratio of the times of two models in the engine, measured in turn."""
+    """Return the ratio of the times of two models in the engine, measured in turn."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "original", Path(folder) / "smaller"]
         for file, model in zip(files, (original, smaller), strict=True):
@@ -267,7 +267,7 @@ def speedup_of(engine: Engine, original: nn.Module, smaller: nn.Module, batches:
 def _against_dense(
     engine: Engine, model: nn.Module, file: Path, batches: Sequence[Any], *, memory: bool
 ) -> tuple[float, list[int | None]]:
-    """Speed-up of the file over the model with dense weights in the engine, and the peak memory of both."""
+    """Return the speed-up of the file over the model with dense weights in the engine, and the peak memory of both."""
     with composed(model):
         dense = fold_(copy.deepcopy(model))
     detach(dense)

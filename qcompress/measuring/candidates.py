@@ -164,7 +164,7 @@ class Candidates:
         return layer.site(self._model).from_rows(torch.cat(rows))
 
     def activations(self, layer: Layer, option: int) -> Activations | None:
-        """How the layer's activations are rounded under the option; None for layers split into blocks."""
+        """Return how the layer's activations are rounded under the option; None for layers split into blocks."""
         if len(layer.parts) > 1 or option >= len(self.transforms[layer.parts[0]]):
             return None
         return self.transforms[layer.parts[0]][option].activations
@@ -272,7 +272,7 @@ def fitted(
 
 
 def _work(part: Part, moments: Mapping[str, Tensor]) -> float:
-    """Relative time to encode the options of a part: compensation visits all inputs for every weight."""
+    """Return the relative time to encode the options of a part: compensation visits all inputs for every weight."""
     input_moments = moments.get(part.path)
     return part.target.num_weights * (
         1.0 + (len(input_moments) / 32 if input_moments is not None and input_moments.ndim == 2 else 0.0)

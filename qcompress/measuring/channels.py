@@ -153,7 +153,7 @@ def _tried(removals: Removals, coded: Coded, found: Mapping[str, str]) -> dict[s
 
 
 def _standing_loss(calibration: Calibration, run: forwards.Forward) -> float:
-    """Loss of the measured network against the original, if it is another one."""
+    """Return the loss of the measured network against the original, if it is another one."""
     if calibration.original is None:
         return 0.0
     return mean_loss(calibration.original, calibration.model, calibration.data, loss=calibration.loss, forward=run)
@@ -185,7 +185,7 @@ def _on_offer(
 
 
 def _tables(removals: Removals, coded: Coded, joined: Joined) -> dict[str, Any]:
-    """The measurement's fields on decisions, their options, and what these use."""
+    """Return the measurement's fields on decisions, their options, and what these use."""
     return {
         "parts": joined.parts,
         "transforms": joined.transforms,
@@ -204,7 +204,7 @@ def _tables(removals: Removals, coded: Coded, joined: Joined) -> dict[str, Any]:
 
 
 def _skipped(model: nn.Module, parts: tuple[Part, ...], removals: Removals, coded: Coded) -> tuple[Skipped, ...]:
-    """The layers that keep their channels and their codes, with the reasons."""
+    """Return the layers that keep their channels and their codes, with the reasons."""
     sizes = {item.name.removesuffix(".weight"): size_bytes(item.tensor) for item in held_tensors(model)}
     sizes |= {part.name: part.target.dense_bytes for part in parts}
     reasons = {name: why for name, why in removals.kept.items() if name not in coded.options} | coded.reasons

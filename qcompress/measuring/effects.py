@@ -27,7 +27,7 @@ MAX_NUMBERS = 1024  # outputs with up to this many numbers per sample have their
 def option_costs(
     loss: Loss, changes: Tensor, point: Tensor, batch: Any, reference: Tensor | None = None
 ) -> NDArray[np.float64]:
-    """``(V,)`` loss increase of every option alone, summed over the samples.
+    """Return ``(V,)`` loss increase of every option alone, summed over the samples.
 
     Args:
         loss: the loss, relative to ``reference``.
@@ -84,7 +84,7 @@ def exact_effects(loss: Loss, changes: Tensor, points: list[Tensor], batch: Any)
 def curvature_points(
     loss: Loss, changes: Tensor, reference: Tensor, cost: NDArray[np.float64], candidates: Candidates
 ) -> list[Tensor]:
-    """Outputs on the paths from ``reference`` to likely choices; ``cost`` and ``changes`` are of single options."""
+    """Return outputs on the paths from ``reference`` to likely choices, by single options' ``cost`` and ``changes``."""
     if not loss.curvature_varies:
         return [reference]
     choices = likely_choices(cost, candidates.size_bytes, candidates.offsets)

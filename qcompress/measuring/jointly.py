@@ -128,11 +128,11 @@ class _Decision:
     rows: NDArray[np.int64]
 
     def of_set(self) -> NDArray[np.int64]:
-        """``(options,)`` option of the set."""
+        """Return ``(options,)`` option of the set."""
         return self.rows[:, 0]
 
     def of_layer(self, layer: int) -> NDArray[np.int64]:
-        """``(options,)`` option of a layer."""
+        """Return ``(options,)`` option of a layer."""
         return self.rows[:, self.layers.index(layer) + (self.set_index is not None)]
 
 
@@ -223,7 +223,7 @@ def _combination(
 
 
 def _cost(chosen: NDArray[np.int64], cost: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(options,)`` costs of combinations ``(options, measured options)``: their sums, and pair terms within."""
+    """Return ``(options,)`` costs of combinations ``(options, measured options)``: sums and pair terms within."""
     before, together = np.zeros((len(chosen), rows.shape[1])), np.zeros(len(chosen))
     for member in chosen.T:  # squares of sums would lose the products of short rows beside a long one
         together += np.einsum("or,or->o", before, rows[member])

@@ -208,7 +208,7 @@ def _layers_timed(
 
 
 def _likeness(module: nn.Module, calls: list[stopwatch.TimedCall]) -> Hashable:
-    """A key that is equal for layers that do the same work. A layer of a custom type equals no other."""
+    """Return a key that is equal for layers that do the same work. A layer of a custom type equals no other."""
     if type(module) not in layers.SUPPORTED:
         return id(module)
     weight = layers.weight_of(module)

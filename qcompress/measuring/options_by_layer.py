@@ -65,12 +65,12 @@ class Offered:
         return cls(given, _patterns(skip, "skip"), None if only is None else _patterns(only, "only"))
 
     def skipped(self, *names: str) -> str:
-        """Why a layer with these names must not change, or an empty string."""
+        """Return why a layer with these names must not change, or an empty string."""
         pattern = self._match(names, self.skip)
         return f"{_LEFT_OUT}skip={pattern!r}" if pattern else ""
 
     def left_out(self, *names: str) -> str:
-        """Why a layer with these names is left out, or an empty string."""
+        """Return why a layer with these names is left out, or an empty string."""
         if why := self.skipped(*names):
             return why
         if self.only is not None and not self._match(names, self.only):
@@ -129,7 +129,7 @@ def _patterns(given: Any, name: str) -> tuple[str, ...]:
 
 
 def calibrated_options(parts: Iterable[Part], offered: Offered) -> tuple[dict[str, Options], list[str]]:
-    """The options by part name, and notes on the parts that are too wide for one matrix of second moments."""
+    """Return the options by part name, and notes on the parts that are too wide for one matrix of second moments."""
     per_part, notes = {}, []
     for part in parts:
         options, width = offered.options(part.path, part.modules[0]), part.target.per_channel

@@ -40,7 +40,7 @@ def limited(effects: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _limits(squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(options,)``: the limit of each option's squares, which solves ``limit = LARGEST · mean(min(squares, limit))``.
+    """Return ``(options,)`` limits of the squares, which solve ``limit = LARGEST · mean(min(squares, limit))``.
 
     With the m largest of n squares limited, and S the sum of the others, ``limit = LARGEST · S / (n - LARGEST · m)``;
     m is the smallest number for which the limit is not below the largest of the others.

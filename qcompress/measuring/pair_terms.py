@@ -8,7 +8,7 @@ PAIR_STRENGTH = 0.5
 
 
 def consistent_rows(factor: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(V, r)``: the rows of ``factor``, each shrunk until half its squared norm is at most its option's ``cost``.
+    """Shrink each row of ``factor`` ``(V, r)`` until half its squared norm is at most its option's ``cost``.
 
     The row of an option with a cost of zero or less becomes zero: there is no loss that another change could cancel.
 

@@ -38,7 +38,7 @@ def perplexity(model: nn.Module, windows: Sequence[Tensor]) -> float:
 
 
 def _added(outputs: Iterable[tuple[Any, Tensor]]) -> tuple[float, int]:
-    """The sum of the negative log likelihoods, and the number of tokens."""
+    """Return the sum of the negative log likelihoods, and the number of tokens."""
     total, count = 0.0, 0
     for window, logits in outputs:
         wanted = window[:, 1:].to(logits.device)

@@ -141,7 +141,7 @@ def _is_depthwise(module: nn.Module | None) -> bool:
 
 
 def _left_out(item: CoupledSet, makers: Makers, offered: Offered) -> str:
-    """Why a set is not on offer: a layer along it must not change, or one that makes it is left out; or ""."""
+    """Return why a set is not on offer: a layer along it must not change, or one that makes it is left out; or ""."""
     for axis in item.axes:
         if why := offered.skipped(*_names(axis.tensor)):
             return _because(why, _path(axis.tensor), item, "would change with them")
@@ -177,7 +177,7 @@ def _moments(
     offers: Mapping[str, list[KeepChannels]],
     coded: Sequence[Part],
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Second moments of the layers that read a set and of those with codes, for offers that need them."""
+    """Return the second moments of the layers that read a set and of those with codes, for offers that need them."""
     model = calibration.model
     paths = {
         reader.path

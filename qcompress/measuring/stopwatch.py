@@ -35,7 +35,7 @@ class TimedCall:
 
 
 def shapes_in(calls: list[TimedCall]) -> tuple[Hashable, ...]:
-    """Shapes, strides and types of the tensors that a layer is called with."""
+    """Return the shapes, strides and types of the tensors that a layer is called with."""
     return tuple(
         (tensor.shape, tensor.stride(), tensor.dtype)
         for call in calls

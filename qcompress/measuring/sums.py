@@ -123,7 +123,7 @@ class Sums:
             self.num_columns += 1
 
     def mean_cost(self) -> NDArray[np.float64]:
-        """``(V,)`` mean cost per sample."""
+        """Return ``(V,)`` mean cost per sample."""
         if not self.by_sample:
             return self.cost / self.num_samples
         effects, columns = self.second[:, : self.num_columns], self._columns()
@@ -131,16 +131,16 @@ class Sums:
         return np.asarray((self.cost - standing_out) / self.num_samples)
 
     def _columns(self) -> NDArray[np.float64]:
-        """``(V, columns)``: the columns, whose outlying effects are limited if every column is a sample."""
+        """Return ``(V, columns)``: the columns, whose outlying effects are limited if every column is a sample."""
         columns = self.second[:, : self.num_columns]
         return limited(columns) if 0 < self.num_columns <= SKETCH_RANK else columns
 
     def mean_softened(self) -> NDArray[np.float64] | None:
-        """``(V,)`` mean softened cost per sample, or None if there are none."""
+        """Return ``(V,)`` mean softened cost per sample, or None if there are none."""
         return None if self.softened is None else self.softened / self.num_samples
 
     def factor(self) -> NDArray[np.float64]:
-        """``(V, r)`` factor whose products are the mean second-order terms per sample."""
+        """Return ``(V, r)`` factor whose products are the mean second-order terms per sample."""
         if self.by_sample:
             return np.ascontiguousarray(self._columns() / np.sqrt(self.num_samples))
         if not self.exact:
@@ -153,7 +153,7 @@ class Sums:
         return np.ascontiguousarray(factor)
 
     def standard_error(self) -> NDArray[np.float64] | None:
-        """``(V,)`` standard errors of the mean costs, from their spread over the samples; None if unknown.
+        """Return ``(V,)`` standard errors of the mean costs, from their spread over the samples; None if unknown.
 
         The amount by which limiting outlying effects lowers a mean counts as an error too, because it may be real.
         """

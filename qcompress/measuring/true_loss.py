@@ -29,7 +29,7 @@ def mean_loss(
     loss: str | LossFunction | Loss = "kl",
     forward: forwards.Forward | None = None,
 ) -> float:
-    """True mean loss increase per sample of ``changed`` against ``original`` over ``data``.
+    """Return the true mean loss increase per sample of ``changed`` against ``original`` over ``data``.
 
     Both models draw the same random numbers, if any, and start every batch from their current buffers.
 
@@ -48,7 +48,7 @@ def sample_losses(
     loss: str | LossFunction | Loss = "kl",
     forward: forwards.Forward | None = None,
 ) -> NDArray[np.float64]:
-    """``(samples,)`` true loss increases, whose mean is `mean_loss`; arguments and errors are the same."""
+    """Return ``(samples,)`` true loss increases, whose mean is `mean_loss`; arguments and errors are the same."""
     run, measured = steady(forward), as_loss(loss)
     forwards.require_iterable(data, "data")
     forwards.require_samples_in(data, "data")
@@ -69,7 +69,7 @@ def sample_losses(
 
 
 def standard_error(losses: NDArray[np.float64]) -> float | None:
-    """Standard error of the mean of ``(samples,)`` losses; None for fewer than two, or if they are not all finite.
+    """Return the standard error of the mean of ``(samples,)`` losses; None for fewer than two or if any is not finite.
 
     >>> standard_error(np.array([1.0, 3.0]))
     1.0
@@ -169,7 +169,7 @@ class TrueLoss:
             self._references = [_output(goal, batch, self._forward) for batch in self.data]
 
     def __call__(self, choice: ArrayLike) -> float:
-        """Mean loss increase per sample; infinite if an output or a loss is not finite."""
+        """Return the mean loss increase per sample; infinite if an output or a loss is not finite."""
         try:
             mean = float(self.by_sample(choice).mean())
         except NotFiniteError:
@@ -177,11 +177,11 @@ class TrueLoss:
         return mean if math.isfinite(mean) else math.inf
 
     def by_sample(self, choice: ArrayLike) -> NDArray[np.float64]:
-        """``(samples,)`` loss increase of every sample."""
+        """Return ``(samples,)`` loss increase of every sample."""
         return np.concatenate([batch.mean(axis=1) for batch in self.by_position(choice)])
 
     def by_position(self, choice: ArrayLike) -> list[NDArray[np.float64]]:
-        """``(samples, positions)`` for every batch: the loss increase at every position of its output."""
+        """Return ``(samples, positions)`` for every batch: the loss increase at every position of its output."""
         return self.by_position_of(choice, [self.loss])[0]
 
     def by_position_of(self, choice: ArrayLike, losses: Sequence[Loss]) -> list[list[NDArray[np.float64]]]:

@@ -14,7 +14,7 @@ LARGE_BYTES = 1 << 16
 
 @contextlib.contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Parameters registered inside this ``with`` block hold no values; buffers do."""
+    """Let parameters that are registered inside the block hold no values; buffers do."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

@@ -63,7 +63,7 @@ def require_classes_last(model: nn.Module, batch: Any, forward: forwards.Forward
 
 @contextlib.contextmanager
 def _words_apart(model: nn.Module) -> Iterator[None]:
-    """Context manager in which no gradient reaches a weight through an embedding lookup."""
+    """Keep gradients from weights through embedding lookups inside the block."""
 
     def cut(module: nn.Module, given: Any, output: Any) -> Any:  # noqa: ARG001
         return output.detach() if isinstance(output, Tensor) else output

@@ -65,7 +65,7 @@ def composed(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def put_back(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """A ``with`` block after which modules have the class and the attributes, hooks included, that they had before."""
+    """Restore the class and the attributes of modules, hooks included, on exit."""
     before = [(module, type(module), _attributes(module)) for module in modules]
     try:
         yield

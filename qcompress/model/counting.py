@@ -255,7 +255,7 @@ def multiplies(packet: Any) -> bool:
 
 
 def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> float:
-    """Operations of attention from the shapes ``(…, positions, width)``, two per multiply-accumulate.
+    """Return the operations of attention from the shapes ``(…, positions, width)``, two per multiply-accumulate.
 
     Several heads of queries may share keys and values; this saves memory, but no multiplications.
 

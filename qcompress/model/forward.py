@@ -175,7 +175,7 @@ def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tens
 
 @contextlib.contextmanager
 def failing_as(kind: type[QcompressError], what: str) -> Iterator[None]:
-    """A ``with`` block around code of the caller: an error of another kind is raised as ``kind``, after ``what``."""
+    """Run code of the caller inside the block; raise an error of another kind as ``kind``, after ``what``."""
     try:
         yield
     except QcompressError:
@@ -192,7 +192,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def first_pass(batch: Any, name: str = "the first batch") -> contextlib.AbstractContextManager[None]:
-    """A ``with`` block around the first run of a model on a batch called ``name``.
+    """Return a context for the first run of a model on a batch called ``name``.
 
     Raises:
         DataError: the model raised an error, which is the cause.

@@ -154,7 +154,7 @@ def same_rows(modules: Iterable[nn.Module]) -> bool:
 
 
 def num_channels(module: nn.Module) -> int:
-    """Number of rows that `to_rows` returns."""
+    """Return the number of rows that `to_rows` returns."""
     if isinstance(module, TRANSPOSED):
         return int(module.out_channels)
     return weight_of(module).shape[1 if has_inputs_first(module) else 0]

@@ -65,7 +65,7 @@ class Loss(ABC):
         return False
 
     def doubt(self, output: Tensor, batch: Any) -> float | None:  # noqa: ARG002
-        """Number of wrong answers to expect of outputs that are probabilities; None for other outputs."""
+        """Return the number of wrong answers to expect of outputs that are probabilities; None for other outputs."""
         return None
 
     @property
@@ -87,14 +87,14 @@ class Loss(ABC):
 
     @abstractmethod
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
-        """``(samples,)`` float64: loss of ``output`` minus loss of the original's output ``reference``."""
+        """Return ``(samples,)`` float64: loss of ``output`` minus loss of the original's output ``reference``."""
 
     def rise_by_position(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
-        """``(samples, positions)`` float64, averaging to `rise` over positions; one position if outputs have none."""
+        """Return ``(samples, positions)`` float64 whose mean over positions is `rise`; one position if it has none."""
         return self.rise(output, reference, batch)[:, None]
 
     def values(self, output: Tensor, batch: Any) -> Tensor | None:  # noqa: ARG002
-        """``(samples,)`` values of a function of outputs and batch; None for a loss of each sample's outputs alone."""
+        """Return ``(samples,)`` values of a function of outputs and batch; None for losses of the outputs alone."""
         return None
 
     @abstractmethod
@@ -103,7 +103,7 @@ class Loss(ABC):
 
     @abstractmethod
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
-        """``(K, *reference.shape)`` random probes of H at the original's outputs."""
+        """Return ``(K, *reference.shape)`` random probes of H at the original's outputs."""
 
     @abstractmethod
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
@@ -111,7 +111,7 @@ class Loss(ABC):
 
     @abstractmethod
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:
-        """Gradient at the outputs ``point``, of the same shape, or None if it is zero.
+        """Return the gradient at the outputs ``point``, of the same shape, or None if it is zero.
 
         ``reference`` are the original's outputs; None means that ``point`` are the original's outputs.
         """
@@ -150,12 +150,12 @@ class KullbackLeibler(Loss):
         return bool((output >= 0).all() and ((sums - 1).abs() < NORMALISED).all())
 
     def doubt(self, output: Tensor, batch: Any) -> float:  # noqa: ARG002
-        """Sum of one minus the largest probability, over all positions."""
+        """Return the sum of one minus the largest probability, over all positions."""
         largest = self._classes_last(output).double().log_softmax(-1).amax(-1)
         return float(-torch.expm1(largest).sum())
 
     def _probabilities(self, output: Tensor) -> Tensor:
-        """Softmax of the outputs, ``(samples, …, classes)``."""
+        """Return the softmax of the outputs, ``(samples, …, classes)``."""
         return self._classes_last(output / self._temperature).softmax(-1)
 
     def require(self, output: Tensor, batch: Any) -> None:  # noqa: ARG002
@@ -198,7 +198,7 @@ class KullbackLeibler(Loss):
         return values.movedim(-1, self._dim + before if self._dim > 0 else self._dim)
 
     def _divergence(self, output: Tensor, reference: Tensor) -> Tensor:
-        """The KL divergence at every position."""
+        """Return the KL divergence at every position."""
         log_p, log_q = (
             (self._classes_last(logits).double() / self._temperature).log_softmax(-1) for logits in (reference, output)
         )
@@ -209,7 +209,7 @@ class KullbackLeibler(Loss):
         return _per_sample_mean(self._divergence(output, reference))
 
     def rise_by_position(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
-        """The divergence at every position."""
+        """Return the divergence at every position."""
         return self._divergence(output, reference).reshape(len(output), -1)
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
@@ -226,7 +226,7 @@ class KullbackLeibler(Loss):
         return self._classes_back(probes, before=1)
 
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """The score of a drawn label at every position: see `qcompress.model.scores`."""
+        """Return the score of a drawn label at every position: see `qcompress.model.scores`."""
         p = self._probabilities(point.to(torch.promote_types(point.dtype, torch.float32)))
         score = drawn_scores(p.reshape(-1, p.shape[-1]), generator).div_(_positions(p) ** 0.5)
         return self._classes_back(score.view(p.shape)).to(point.dtype)
@@ -245,7 +245,7 @@ class MeanSquaredError(Loss):
     name = "mse"
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
-        """Mean over all dimensions except the samples."""
+        """Return the mean over all dimensions except the samples."""
         return _per_sample_mean((output.double() - reference.double()).square())
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
@@ -289,7 +289,7 @@ class CallableLoss(Loss):
             )
 
     def values(self, output: Tensor, batch: Any) -> Tensor:
-        """``(samples,)`` values of the function.
+        """Return ``(samples,)`` values of the function.
 
         Raises:
             ModelError: it fails, or does not return one number per sample.
@@ -304,11 +304,11 @@ class CallableLoss(Loss):
         return values
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
-        """Difference of the function's values."""
+        """Return the difference of the function's values."""
         return self.values(output, batch).double() - self.values(reference, batch).double()
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The gradient, by autograd."""
+        """Return the gradient, by autograd."""
         with torch.enable_grad():
             output = point.detach().requires_grad_(True)
             return torch.autograd.grad(self.values(output, batch).sum(), output)[0]
@@ -318,11 +318,11 @@ class CallableLoss(Loss):
         return torch.einsum("vn...,n...->vn", changes, self.gradient(point, batch))
 
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """The gradient."""
+        """Return the gradient."""
         return self.gradient(reference, batch).unsqueeze(0)
 
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """The gradient."""
+        """Return the gradient."""
         return self.gradient(point, batch)
 
 
@@ -370,5 +370,5 @@ def _per_sample_mean(values: Tensor) -> Tensor:
 
 
 def _positions(p: Tensor) -> int:
-    """Number of positions per sample of probabilities ``(samples, …, classes)``."""
+    """Return the number of positions per sample of probabilities ``(samples, …, classes)``."""
     return p[0, ..., 0].numel()

@@ -85,7 +85,7 @@ class Opened(Blocks):
 
     @contextlib.contextmanager
     def unread(self) -> Iterator[None]:
-        """Blocks that are called inside this ``with`` block read no weights."""
+        """Let blocks that are called inside the ``with`` block read no weights."""
         self.stubs += 1
         try:
             yield

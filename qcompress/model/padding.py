@@ -25,7 +25,7 @@ class AllPaddingError(DataError):
 
 @contextlib.contextmanager
 def padding_named(data: Iterable[Any], name: str = "data") -> Iterator[None]:
-    """A ``with`` block around passes over the data called ``name``, in which `AllPaddingError` says where in it.
+    """Add to an `AllPaddingError` inside the block where in the data called ``name`` it was raised.
 
     A pass may be over a part of a batch, or over batches made from the caller's, and the error inside knows no more.
     """
@@ -149,11 +149,11 @@ class OverRealPositions(Loss):
         return self._loss.doubt(output if real is None else output[real], batch)
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
-        """``(samples,)``: means over real positions."""
+        """Return ``(samples,)``: means over real positions."""
         return self.rise_by_position(output, reference, batch).mean(dim=1)
 
     def rise_by_position(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
-        """``(samples, positions)``: 0 at padded positions, the others scaled so that the mean is the sample's loss."""
+        """Return ``(samples, positions)``: 0 at padding, the rest scaled so that the mean is the sample's loss."""
         weights = _weights(batch, output)
         if weights is None:
             return self._loss.rise_by_position(output, reference, batch)

@@ -39,7 +39,7 @@ _OPAQUE = (type, types.ModuleType, *_FUNCTIONS, torch.Generator, nn.Parameter, B
 
 @contextlib.contextmanager
 def kept(model: nn.Module) -> Iterator[None]:
-    """Put all plain attributes of ``model`` back at the end of a ``with`` block around a forward pass.
+    """Restore all plain attributes of ``model`` on exit, after a forward pass.
 
     Raises:
         ModelError: a tensor or array of more than `MOST_NUMBERS` numbers changed in place.

@@ -109,7 +109,7 @@ def versions_of(model: nn.Module) -> dict[str, int]:
 
 @contextlib.contextmanager
 def kept_state(model: nn.Module, moved: set[str] | None = None) -> Iterator[None]:
-    """A ``with`` block after which buffers, and embeddings with ``max_norm``, have the values that they had before.
+    """Restore the values of buffers, and of embeddings with ``max_norm``, on exit.
 
     Args:
         model: the model.
@@ -166,7 +166,7 @@ def _changing(changed: list[str]) -> ModelError:
 
 @contextlib.contextmanager
 def _kept_parameters(model: nn.Module) -> Iterator[None]:
-    """A ``with`` block after which every parameter has the values that it had before.
+    """Restore the values of every parameter on exit.
 
     Raises:
         ModelError: the block changed one and raised no other error.

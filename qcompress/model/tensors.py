@@ -80,7 +80,7 @@ def all_names(model: nn.Module) -> dict[str, Tensor]:
 
 
 def unregistered_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules in plain lists, tuples and dicts of the modules of ``model``, by names such as ``layers[0]``.
+    """Return the modules in plain lists, tuples and dicts of the modules of ``model``, by names such as ``layers[0]``.
 
     >>> model = nn.Linear(2, 2)
     >>> model.others = [nn.Linear(2, 2), nn.ReLU()]
@@ -208,7 +208,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def digest_of(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bits of all tensors that ``model`` holds."""
+    """Return the SHA-256 over the names, types, shapes and bits of all tensors that ``model`` holds."""
     digest = hashlib.sha256()
     for item in _once(model):
         digest.update(f"{item.name} {item.tensor.dtype} {tuple(item.tensor.shape)}\n".encode())
@@ -217,7 +217,7 @@ def digest_of(model: nn.Module) -> str:
 
 
 def total_bytes(model: nn.Module) -> int:
-    """Bytes of everything that ``model`` holds; shared memory counts once.
+    """Return the bytes of everything that ``model`` holds; shared memory counts once.
 
     Raises:
         ModelError: a tensor is sparse.
@@ -229,7 +229,7 @@ def total_bytes(model: nn.Module) -> int:
 
 
 def left_out_bytes(model: nn.Module) -> int:
-    """Bytes of the non-persistent buffers in `total_bytes`."""
+    """Return the bytes of the non-persistent buffers in `total_bytes`."""
     return sum(size_bytes(item.tensor) for item in _once(model) if not item.persistent)
 
 
@@ -242,7 +242,7 @@ def _once(model: nn.Module) -> list[Held]:
 
 
 def size_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor's values."""
+    """Return the bytes of a tensor's values."""
     return tensor.numel() * tensor.element_size()
 
 

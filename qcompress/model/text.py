@@ -74,7 +74,7 @@ def token_windows(source: AnyPath, text: AnyPath, *, length: int = 512, count: i
 
 
 def _tokenizer(source: Path) -> Any:
-    """The tokenizer of a folder or, as transformers converts it, of a GGUF file."""
+    """Return the tokenizer of a folder or, as transformers converts it, of a GGUF file."""
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

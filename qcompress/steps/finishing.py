@@ -142,13 +142,13 @@ def _left_out(request: Request, measurement: Measurement) -> Callable[..., bool]
 
 
 def _cut(chosen: nn.Module) -> set[str]:
-    """Paths of the layers that lost channels."""
+    """Return the paths of the layers that lost channels."""
     record = record_of(chosen)
     return set() if record is None else {name.rpartition(".")[0] for name, _ in record.cuts}
 
 
 def _parameters_left_out(chosen: nn.Module, left_out: Callable[..., bool]) -> list[str]:
-    """Names of the parameters with gradients that stay as they are; those in place of a compressed layer do not."""
+    """Return the names of trainable parameters that stay unchanged; those of compressed layers do not."""
     record, cut = record_of(chosen), _cut(chosen)
     compressed = () if record is None else tuple(f"{path}." for item in record.parts for path in item.part.modules)
     names: dict[nn.Parameter, list[str]] = {}

@@ -163,7 +163,7 @@ def make_report(request: Request, run: RunFolder, outcome: Outcome) -> Report:
 
 
 def rounding_of(request: Request, model: nn.Module) -> AbstractContextManager[None]:
-    """A context manager in which a compressed model rounds what the engine rounds, if there is one."""
+    """Return a context in which a compressed model rounds what the engine rounds, if there is one."""
     return nullcontext() if request.engine is None else request.engine.rounding(model)
 
 
@@ -184,7 +184,7 @@ def loss_of_choice(request: Request, run: RunFolder, chosen: nn.Module) -> float
 
 
 def _losses_of(request: Request, model: nn.Module, data: Iterable[Any]) -> NDArray[np.float64]:
-    """``(samples,)`` true losses of a compressed model."""
+    """Return ``(samples,)`` true losses of a compressed model."""
     calibration = request.calibration
     with rounding_of(request, model):
         losses = sample_losses(calibration.goal, model, data, loss=calibration.loss, forward=calibration.forward)
@@ -218,7 +218,7 @@ def _checked(request: Request, outcome: Outcome) -> _Checked:
 
 
 def _doubt(request: Request, kept: list[Any]) -> float | None:
-    """Number of wrong answers to expect of the original on the held-out samples, see `Loss.doubt`."""
+    """Return the number of wrong answers to expect of the original on the held-out samples, see `Loss.doubt`."""
     calibration = request.calibration
     loss = as_loss(calibration.loss)
     if not kept or opened_of(calibration.goal) is not None:
@@ -350,7 +350,7 @@ def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
 
 
 def bytes_of_parts(problem: Problem, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """``(G,)`` bytes of the flat options ``chosen``; bytes shared by two parts count half for each."""
+    """Return ``(G,)`` bytes of the flat options ``chosen``; bytes shared by two parts count half for each."""
     used = problem.resources["bytes"][chosen]
     if (terms := problem.resource_pairs.get("bytes")) is None:
         return used

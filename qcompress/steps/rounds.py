@@ -160,7 +160,7 @@ def _channels_only(request: Request) -> Any:
 
 
 def _loss(report: Report) -> float:
-    """The loss on held-out samples, or on the calibration data if there are none."""
+    """Return the loss on held-out samples, or on the calibration data if there are none."""
     if report.loss_validation is not None:
         return report.loss_validation
     return report.loss_measured if report.loss_finetuned is None else report.loss_finetuned

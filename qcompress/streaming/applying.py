@@ -128,7 +128,7 @@ def _apply_opened(
 
 
 def _key(opened: Opened, transforms: Sequence[Transform], data: Iterable[Any] | None) -> str:
-    """Digest of everything that codes depend on."""
+    """Return the digest of everything that codes depend on."""
     digest = None if data is None else identify_batches(data).digest
     settings = [
         opened.identity.digest,

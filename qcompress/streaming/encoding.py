@@ -57,7 +57,7 @@ def need_inputs(measurement: Measurement, wanted: Mapping[int, Sequence[Transfor
 
 @contextlib.contextmanager
 def loaded(opened: Opened, unit: Unit) -> Iterator[None]:
-    """A context manager that keeps the unit's weights in memory."""
+    """Return a context that keeps the unit's weights in memory."""
     with contextlib.nullcontext() if unit.block is None else opened.loaded(opened.blocks[unit.block]):
         yield
 

@@ -110,7 +110,7 @@ def _through(
 def _rises(
     model: nn.Module, sweep: BlockSweep, number: int, weights: Weights, loss: Loss
 ) -> list[NDArray[np.float64]] | None:
-    """The loss increase of a choice on every sample."""
+    """Return the loss increase of a choice on every sample."""
     last, rises = len(sweep.chain), []
     for sample, given in enumerate(sweep.samples):
         reference = sweep.output(sample, _states(sweep, last, 0).read(sample))
@@ -130,7 +130,7 @@ def _states(sweep: BlockSweep, boundary: int, number: int) -> HiddenStates:
 def weights_of_choice(
     model: nn.Module, measurement: Measurement, unit: Unit, codes: Codes, choice: Choice | None
 ) -> Weights:
-    """The weights that a choice changes; empty if ``choice`` is None."""
+    """Return the weights that a choice changes; empty if ``choice`` is None."""
     weights: Weights = {}
     if choice is None:
         return weights
@@ -156,7 +156,7 @@ def weights_of_choice(
 
 @contextlib.contextmanager
 def placed(model: nn.Module, weights: Weights) -> Iterator[None]:
-    """A context manager that puts the weights into the model's modules and restores the old ones afterwards."""
+    """Put the weights into the model's modules; restore the old ones on exit."""
     places = [(model.get_submodule(path)._parameters, name, new) for (path, name), new in weights.items()]
     before = [parameters[name] for parameters, name, _ in places]
     try:

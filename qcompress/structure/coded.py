@@ -190,7 +190,7 @@ def _values(side: Extent, kept: Mapping[int, Sequence[int]]) -> list[float]:
 
 
 def _times(first: Extent, second: Extent) -> Extent:
-    """Product of two extents, of which at most one depends on sets."""
+    """Return the product of two extents, of which at most one depends on sets."""
     constant, varying = (second[0], first) if first[1] or not second[1] else (first[0], second)
     return constant * varying[0], {place: constant * each for place, each in varying[1].items()}
 

@@ -27,7 +27,7 @@ class Elimination:
         self._inverse, self._gram = _Delayed(torch.linalg.inv(moments), columns), _Delayed(rows.T @ rows, columns)
 
     def costs(self) -> Tensor:
-        """``(units,)`` costs of eliminating each unit next; those of units that are gone mean nothing."""
+        """Return ``(units,)`` costs of eliminating each unit next; those of units that are gone mean nothing."""
         inverse, gram = self._inverse.blocks, self._gram.blocks
         if self._columns.shape[1] == 1:
             return (gram / inverse)[:, 0, 0]

@@ -120,7 +120,7 @@ def _others(model: nn.Module, traced: set[str]) -> set[str]:
 
 
 def _few(model: nn.Module, batch: Any, forward: forwards.Forward | None, *, spaced: bool = False) -> Any:
-    """The first samples of the batch, or some at equal distances; all if the model does not run on fewer."""
+    """Return the first samples of the batch, or some at equal distances; all if the model does not run on fewer."""
     tensors = [value for value in tree_leaves(batch) if isinstance(value, Tensor) and value.ndim]
     if tensors and len(tensors[0]) > SAMPLES:
         count = len(tensors[0])

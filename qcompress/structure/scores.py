@@ -161,7 +161,7 @@ def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str,
 
 
 def places_of(places: Mapping[str, Mapping[str, NDArray[np.int64]]], name: str) -> list[tuple[str, NDArray[np.int64]]]:
-    """The layers that read a set, with the indices of its units among their inputs."""
+    """Return the layers that read a set, with the indices of its units among their inputs."""
     return [(path, by_set[name]) for path, by_set in places.items() if name in by_set]
 
 

@@ -137,7 +137,7 @@ def _layer(tensor: str) -> str:
 
 
 def _name(axes: tuple[Axis, ...], taken: list[str]) -> str:
-    """The first layer that produces the units; with a number after it if several sets begin there."""
+    """Return the first layer that produces the units; with a number after it if several sets begin there."""
     making = [axis for axis in axes if not axis.reads] or list(axes)
     name, count = _layer(making[0].tensor), 1
     while (candidate := name if count == 1 else f"{name} ({count})") in taken:

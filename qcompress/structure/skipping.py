@@ -95,7 +95,7 @@ def _calls(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> di
 
 @contextlib.contextmanager
 def hooked(model: nn.Module, note: Any) -> Iterator[None]:
-    """A ``with`` block in which ``note(path, args, kwargs, output)`` is called for every call of a module below."""
+    """Call ``note(path, args, kwargs, output)`` for every call of a module below, inside the block."""
     hooks = [
         module.register_forward_hook(
             lambda _, args, kwargs, output, path=path: note(path, args, kwargs, output), with_kwargs=True

@@ -172,7 +172,7 @@ def distinct(labels: Tensor) -> Nodes:
 
 
 def split_dims(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, ...]]:
-    """Dimensions of ``after`` that result from splitting fewer dimensions of ``before``.
+    """Return the dimensions of ``after`` that result from splitting fewer dimensions of ``before``.
 
     >>> split_dims((2, 12), (2, 3, 4)), split_dims((6, 4), (2, 3, 4)), split_dims((2, 3, 4), (2, 12))
     ([(1, 2)], [(0, 1)], [])

@@ -120,7 +120,7 @@ def extents_of(sets: Sequence[CoupledSet], shapes: Mapping[str, Sequence[int]]) 
 
 
 def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted, *, left_out: Collection[str] = ()) -> Uses:
-    """Bytes of all tensors and multiply-accumulates per sample of ``model``, as functions of the units kept.
+    """Return the bytes of all tensors and multiply-accumulates per sample of ``model``, as functions of the units kept.
 
     Args:
         model: the traced model.

@@ -8,7 +8,7 @@ from qcompress.model import layers
 
 
 def stable_rank(model: nn.Module, ranks: dict[str, int]) -> Tensor:
-    """A penalty that makes weights easy to cut to given ranks.
+    """Return a penalty that makes weights easy to cut to given ranks.
 
     It is the sum over the layers of ``Σ_{i>r} σ_i / Σ_{i≤r} σ_i``, the singular values beyond the rank relative to
     those within it, after the modified stable rank of BSR (arXiv 2111.15179). Train with

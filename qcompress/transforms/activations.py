@@ -71,7 +71,7 @@ class Activations:
 
     @contextlib.contextmanager
     def on(self, module: nn.Module) -> Iterator[None]:
-        """A context manager in which ``module`` rounds its activations."""
+        """Let ``module`` round its activations inside the block."""
         handles = self.attach(module)
         try:
             yield
@@ -138,7 +138,7 @@ class _Rounding:
 
 @contextlib.contextmanager
 def unrounded() -> Iterator[None]:
-    """A context manager in which no activation is rounded."""
+    """Round no activation inside the block."""
     before, _Rounding.on = _Rounding.on, False
     try:
         yield

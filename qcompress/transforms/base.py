@@ -152,7 +152,7 @@ class Weight:
         return exact
 
     def relative_error(self, approximation: Tensor) -> float:
-        """Squared error of an approximation relative to the squared norm of the weight.
+        """Return the squared error of an approximation relative to the squared norm of the weight.
 
         With moments it is the error of the layer's output, ``E‖(W - W')x‖²`` relative to ``E‖Wx‖²``. With only the mean
         squares of the inputs, it is the same for uncorrelated inputs.
@@ -183,7 +183,7 @@ class Weight:
 
 
 def moments_missing(label: str) -> str:
-    """The error message for an option that needs moments which the weight does not have."""
+    """Return the error message for an option that needs moments which the weight does not have."""
     return (
         f"{label!r} needs the second moments of the layer's input: measure() collects them, and the Measurement it "
         "returns keeps them for apply()"
@@ -207,7 +207,7 @@ class Offer(ABC):
 
     @abstractmethod
     def least_use(self, target: Target) -> tuple[float, float] | None:
-        """A lower bound on its bytes and macs, whatever the numbers of the weight; None where it does not fit."""
+        """Return a lower bound on its bytes and macs for any numbers of the weight; None where it does not fit."""
 
     def by_shape(self, target: Target) -> bool:  # noqa: ARG002
         """Whether the sizes of what it resolves to follow from the shape of the weight."""
@@ -262,7 +262,7 @@ class Transform(Offer):
 
     @abstractmethod
     def why_not(self, target: Target) -> str:
-        """Why the transform does not fit or saves nothing for this target, or an empty string."""
+        """Return why the transform does not fit or saves nothing for this target, or an empty string."""
 
     def resolve(self, weight: Weight) -> "Transform | None":
         """Return itself where it fits, else None."""
@@ -274,7 +274,7 @@ class Transform(Offer):
 
     @abstractmethod
     def size_bytes(self, target: Target) -> int:
-        """Bytes of everything that is written: codes, scales, masks."""
+        """Return the bytes of everything that is written: codes, scales, masks."""
 
     def macs(self, target: Target) -> float:
         """Multiply-accumulates per sample after compression."""
@@ -313,7 +313,7 @@ class Transform(Offer):
         return {}
 
     def factor_targets(self, target: Target) -> dict[str, Target]:  # noqa: ARG002
-        """The targets of what `factors` returns, without the numbers."""
+        """Return the targets of what `factors` returns, without the numbers."""
         return {}
 
     def replaces_layer(self, target: Target) -> bool:
@@ -341,7 +341,7 @@ class Keep(Transform):
         return ""
 
     def size_bytes(self, target: Target) -> int:
-        """Bytes of the dense weight in its own dtype."""
+        """Return the bytes of the dense weight in its own dtype."""
         return target.dense_bytes
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:

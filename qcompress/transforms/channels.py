@@ -50,7 +50,7 @@ class KeepChannels(Offer):
         return f"{100 * self.keep:g} % of the channels"
 
     def kept(self, units: int) -> int:
-        """Number of units that stay, out of ``units``."""
+        """Return the number of units that stay, out of ``units``."""
         if not self.keep:
             return 0
         blocks = math.floor(self.keep * units / self.granularity + 0.5)
@@ -109,7 +109,7 @@ class RemoveChannels(_OfSet):
         return "it removes channels of several layers and stores no weight"
 
     def to_json(self) -> dict[str, Any]:
-        """The transform as plain JSON, with its kind."""
+        """Return the transform as plain JSON, with its kind."""
         return {
             "kind": self.kind, "units": self.units, "removed": list(self.removed), "reconstructed": self.reconstructed
         }  # fmt: skip

@@ -59,7 +59,7 @@ def _digest(file: str) -> str:
 
 
 def _files(kernel: Any) -> set[str]:
-    """The source files of a kernel and of all kernels that it calls, directly or through others."""
+    """Return the source files of a kernel and of all kernels that it calls, directly or through others."""
     names = (kernel.__globals__.get(name) for name in kernel.__code__.co_names)
     called = {value.py_func for value in names if isinstance(value, Dispatcher)} - {kernel}
     return {kernel.__code__.co_filename}.union(*map(_files, called))

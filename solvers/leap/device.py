@@ -55,7 +55,7 @@ class Device:
         self.couplers = [(int(u), int(v)) for u, v in properties["couplers"]]
 
     def graph(self) -> Any:
-        """The graph as a networkx graph, with the coordinates of its topology if it has one."""
+        """Return the graph as a networkx graph, with the coordinates of its topology if it has one."""
         if self.topology["type"] == WITHOUT_CHAINS:
             graph = nx.Graph(self.couplers)
             graph.add_nodes_from(self.qubits)

@@ -180,7 +180,7 @@ class BqmForm(RemoteForm):
         return to_bqm(self.problem, self.record["encoding"], prices=self.record["prices"])
 
     def sizes(self) -> dict[str, int]:
-        """Sizes of the built model."""
+        """Return the sizes of the built model."""
         bqm = self.encoded.bqm
         return {"variables": bqm.num_variables, "biases": bqm.num_variables + bqm.num_interactions}
 
@@ -217,7 +217,7 @@ class NonlinearForm(RemoteForm):
         return to_nonlinear(self.problem)
 
     def sizes(self) -> dict[str, int]:
-        """Sizes of the built model."""
+        """Return the sizes of the built model."""
         model = self.encoded.model
         sizes = (model.num_nodes(), model.state_size(), model.decision_state_size())
         return dict(zip(self.limits, map(int, sizes), strict=True))

@@ -121,7 +121,7 @@ def opened(path: Path) -> Any:
 
 
 def why_not_whole(reader: Any) -> str:
-    """Why the file of a ``gguf.GGUFReader`` is no whole model, or an empty string."""
+    """Return why the file of a ``gguf.GGUFReader`` is not a whole model, or an empty string."""
     keys = ("general.type", "split.no", "split.count")
     metadata = {name: reader.fields[name].contents() for name in keys if name in reader.fields}
     if metadata.get("general.type") == "adapter":

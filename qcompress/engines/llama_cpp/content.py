@@ -135,7 +135,7 @@ def _rows(give: Callable[[], Tensor], order: NDArray[np.int64] | None) -> Callab
 
 
 def _order(called: str, header: Header, rows: int) -> NDArray[np.int64] | None:
-    """The order in which llama.cpp expects the rows, or None for that of the state dict."""
+    """Return the order in which llama.cpp expects the rows, or None for that of the state dict."""
     kind = called.split(".")[-2] if "." in called else called
     if not header.architecture.interleaved or kind not in ("attn_q", "attn_k"):
         return None

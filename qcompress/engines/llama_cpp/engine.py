@@ -57,7 +57,7 @@ class LlamaCpp(Engine):
     threads: int = 0
 
     def options(self) -> Options:
-        """All of ggml's types down to 2 bits."""
+        """Return all of ggml's types down to 2 bits."""
         return gguf_types()
 
     def refuse(self, part: Part, transform: Transform) -> str:
@@ -83,7 +83,7 @@ class LlamaCpp(Engine):
         transforms: Sequence[Sequence[Transform]],
         example: Any = None,  # noqa: ARG002
     ) -> FileSizes:
-        """Sizes of tensors, padded to multiples of 32 bytes; the header has the same length for every choice."""
+        """Return the sizes of tensors, padded to multiples of 32 bytes; the header is equally long for every choice."""
         header = header_of(model, self.source)
         plans, state = entries(model, header), all_names(model)
         places: dict[int, list[str]] = {}
@@ -113,7 +113,7 @@ class LlamaCpp(Engine):
         container.write(path, values_of(header), _plans(model, header))
 
     def companions(self) -> Sequence[Companion]:
-        """The recipe, if a file is given for it."""
+        """Return the recipe, if a file is given for it."""
 
         def content(model: nn.Module) -> bytes:
             return recipe_of(_plans(model, header_of(model, self.source))).encode()
@@ -158,7 +158,7 @@ class LlamaCpp(Engine):
 
 
 def _plans(model: nn.Module, header: Header) -> list[TensorPlan]:
-    """All tensors of the file."""
+    """Return all tensors of the file."""
     return [*(entry.plan for entry in entries(model, header)), *header.tensors]
 
 
@@ -172,13 +172,13 @@ def _differs(entry: Entry, decoded: Any, weight: Tensor, header: Header) -> str:
 
 
 def _next_word(output: Any) -> Tensor:
-    """``(1, tokens)`` log-probabilities from ``(1, positions, tokens)`` logits."""
+    """Return ``(1, tokens)`` log-probabilities from ``(1, positions, tokens)`` logits."""
     logits = output if isinstance(output, Tensor) else output.logits
     return logits[:, -1].float().log_softmax(-1)
 
 
 def _embedding(output: Any, header: Header) -> Tensor:
-    """``(1, width)``: pooled as the header says, normalised to length 1.
+    """Return ``(1, width)``: pooled as the header says, normalised to length 1.
 
     Raises:
         EngineError: the model's output has no token states.

@@ -217,7 +217,7 @@ _DEFAULTS: Mapping[str, Any] = {"rope.freq_base": 10_000.0}
 
 
 def _rotation(header: Header, config: Any) -> dict[str, Any]:
-    """The values of the rotation that a file must have; with factors in a tensor the header has only the base."""
+    """Return the values of the rotation that a file must have; only the base if a tensor holds the factors."""
     kind = rotation_kind(config)
     if not header.tensors:
         if kind == rotation_factors.KIND:

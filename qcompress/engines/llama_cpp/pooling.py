@@ -47,7 +47,7 @@ def pooling_type(folder: Path) -> int:
 
 
 def pooled(states: Tensor, number: int) -> Tensor:
-    """``(samples, width)`` from states ``(samples, tokens, width)`` without padding, by GGUF's number of the pooling.
+    """Pool states ``(samples, tokens, width)`` without padding to ``(samples, width)``, by GGUF's number.
 
     >>> import torch
     >>> pooled(torch.tensor([[[1.0], [2.0], [6.0]]]), 1)

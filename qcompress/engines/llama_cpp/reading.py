@@ -133,7 +133,7 @@ def _require_all_read(file: Path, header: Header, state: Mapping[str, Tensor], s
 
 
 def _rope(header: Header) -> dict[str, Any]:
-    """The rotation in the terms of transformers."""
+    """Return the rotation in the terms of transformers."""
     scaling = scaling_of(header.values, header.architecture.name)
     kind = scaling.pop("type")
     stated = header.values.get(f"{header.architecture.name}.rope.freq_base")
@@ -146,7 +146,7 @@ def _rope(header: Header) -> dict[str, Any]:
 
 
 def _config(header: Header, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The configuration in the terms of transformers."""
+    """Return the configuration in the terms of transformers."""
     name, value_of = header.architecture.name, header.value
     for key in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count"):
         header.number(key)  # the sizes depend on it

@@ -69,7 +69,7 @@ def run(path: Path, batches: Iterable[Any], threads: int) -> EngineRun:
 
 
 def _described(path: Path) -> tuple[int, int, bool]:
-    """Size of the vocabulary, id of a token that consists of plain letters, and whether the model is an encoder.
+    """Return the size of the vocabulary, the id of a token of plain letters, and whether the model is an encoder.
 
     Raises:
         EngineError: the file is no whole model, or has no tokenizer.
@@ -88,7 +88,7 @@ def _described(path: Path) -> tuple[int, int, bool]:
 
 
 def _next_word(server: Any, words: list[int], num_words: int, plain: int) -> tuple[Tensor, float | None]:
-    """All log-probabilities; forces the token ``plain``, so that no end or partial character is generated."""
+    """Return all log-probabilities; force the token ``plain``, so that no end or partial character is generated."""
     drawn = {"max_tokens": 1, "temperature": 0, "logit_bias": [[plain, 1e6]]}
     answer = server.handle_completions({"prompt": words, "logprobs": num_words, "cache_prompt": False, **drawn})
     if not isinstance(answer, dict) or not answer.get("choices"):
@@ -135,7 +135,7 @@ xllamacpp.Server(params)
 
 
 def _reason(path: Path) -> str:
-    """What llama.cpp writes to the terminal when it does not load a file, from another process; empty for nothing."""
+    """Return what llama.cpp prints when it fails to load a file, found in another process; empty for nothing."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, check=False)  # noqa: S603
     lines = re.findall(r"error loading model: (.+)", done.stderr.decode(errors="replace"))
     return str(lines[0]).strip() if lines else ""

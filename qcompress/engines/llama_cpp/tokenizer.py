@@ -20,7 +20,7 @@ _SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
 
 
 def tokenizer_values(folder: Path, config: Any, *, encoder: bool = False) -> dict[str, Value]:
-    """The header's values from ``tokenizer.json``, with the model's name, which llama.cpp reads with the tokens.
+    """Return the header's values from ``tokenizer.json``, with the model's name, which llama.cpp reads with the tokens.
 
     Args:
         folder: folder of Hugging Face files.
@@ -146,7 +146,7 @@ def _is_byte(word: str) -> bool:
 
 
 def _framing(settings: Mapping[str, Any], tokenizer: dict[str, Any]) -> dict[str, Value]:
-    """The tokens before and after a text, which llama.cpp calls its beginning and end; the settings may omit them.
+    """Return the tokens before and after a text (its beginning and end in llama.cpp); the settings may omit them.
 
     Raises:
         EngineError: the tokenizer adds other tokens than one before and one after.
@@ -182,7 +182,7 @@ STRIPPED, NOT_STRIPPED = "</s>", ("<unk>", "<s>", "<|endoftext|>")
 
 
 def _named(name: str, tokenizer: dict[str, Any]) -> str:
-    """The model's name, with Phi 3's in it if and only if the tokenizer treats white space as Phi 3's.
+    """Return the model's name, with Phi 3's in it if and only if the tokenizer treats white space as Phi 3's.
 
     By a name with "phi-3" or "phi3" llama.cpp decides that white space after special tokens is dropped, except after
     three of them, and does not load files whose vocabulary lacks those.

@@ -19,7 +19,7 @@ ARCHITECTURE = "general.architecture"
 
 @contextlib.contextmanager
 def readable(file: Path) -> Iterator[Path]:
-    """A context manager that gives the file itself, or a temporary one with its tokenizer.
+    """Yield the file itself, or a temporary one with its tokenizer.
 
     Raises:
         EngineError: the file is damaged, has an unsupported architecture, or is an encoder.

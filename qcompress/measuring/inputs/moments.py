@@ -31,7 +31,7 @@ CHUNK = 1 << 22  # numbers of unfolded input that are held at the same time
 
 
 def forecast_bytes(parts: Iterable[Part]) -> dict[str, int]:
-    """Upper bound on the memory for the moments of parts, by the path of their first module: sums, then means.
+    """Bound the memory for the moments of parts from above, by the path of their first module: sums, then means.
 
     >>> from qcompress.transforms.base import Target
     >>> target = Target(layer="Linear", channels=4, per_channel=1000, dtype=torch.float32, macs=0)
@@ -269,7 +269,7 @@ def _patches(
     *,
     turned: bool = False,
 ) -> Iterator[Tensor]:
-    """The patches of an input ``(samples, channels, …)`` at all positions of a kernel, see `input_rows`."""
+    """Yield the patches of an input ``(samples, channels, …)`` at all positions of a kernel, see `input_rows`."""
     sides = range(-len(kernel), 0)
     for chunk in torch.split(padded, max(1, CHUNK // (math.prod(kernel) * padded.shape[1:].numel()))):
         patches = chunk  # (samples, channels, positions…); each pass appends one side of the kernel
@@ -300,7 +300,7 @@ def _each(value: Any, count: int) -> tuple[int, ...]:
 
 
 def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
-    """Zeros before and after each side, last side first, in the order that ``pad`` expects."""
+    """Return the zeros before and after each side, last side first, in the order that ``pad`` expects."""
     if padding == "same":
         totals = [width * (size - 1) for size, width in zip(kernel, dilation, strict=True)]
         sides = [(total // 2, total - total // 2) for total in totals]

@@ -129,7 +129,7 @@ class _Numbers:
             self.sample.append(flat[places].cpu())
 
     def range(self, name: str, clamp: tuple[float, float] = (-math.inf, math.inf)) -> tuple[float, float]:
-        """The range that minimises the squared error."""
+        """Return the range that minimises the squared error."""
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             raise DataError(f"activations of {name!r} are not finite on the calibration data")
         low, high = min(max(self.low, clamp[0]), 0.0), max(min(self.high, clamp[1]), 0.0)
@@ -160,7 +160,7 @@ class _Clamps(Watching):
         self._followed.clear()
 
     def of(self, name: str) -> tuple[float, float]:
-        """The limits beyond which the layer's output has no effect."""
+        """Return the limits beyond which the layer's output has no effect."""
         ends = self._ends.get(name, set())
         return ends.copy().pop() if len(ends) == 1 else (-math.inf, math.inf)
 
@@ -172,7 +172,7 @@ class _Clamps(Watching):
 
 
 def _ends(func: Any, args: Any) -> tuple[float, float]:
-    """The limits of a clamp; infinite for any other operation."""
+    """Return the limits of a clamp; infinite for any other operation."""
     name = func.overloadpacket.__name__.removesuffix("_")
     if name == "relu":
         return 0.0, math.inf

@@ -25,7 +25,7 @@ def input_squares(
     forward: forwards.Forward | None,
     moments: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
-    """``(per_channel,)`` float32 ``E[x²]`` by the path of a part's first module, where a dense layer has the weight.
+    """Return ``(per_channel,)`` float32 ``E[x²]`` by the path of a part's first module, for weights of dense layers.
 
     Args:
         model: same as in `measure`.

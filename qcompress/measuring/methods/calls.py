@@ -121,7 +121,7 @@ def response(call: Call, change: Tensor, activations: Activations | None = None)
 
 
 def rerun(call: Call, weight: Tensor, *, bias: bool = True, activations: Activations | None = None) -> Tensor:
-    """The layer's output for its recorded input with another weight, under the same autocast and without hooks."""
+    """Run the layer on its recorded input with another weight, under the same autocast and without hooks."""
     module, parameters = call.module, call.module._parameters
     changed = {**parameters, "weight": weight}
     if not bias and (bias_now := parameters.get("bias")) is not None:
@@ -140,6 +140,6 @@ def rerun(call: Call, weight: Tensor, *, bias: bool = True, activations: Activat
 
 
 def autocast_of(output: Tensor) -> tuple[str, torch.dtype] | None:
-    """Device type and dtype of the autocast that an output was computed under, or None."""
+    """Return the device type and dtype of the autocast that an output was computed under, or None."""
     device = output.device.type
     return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None

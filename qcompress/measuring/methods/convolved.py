@@ -38,7 +38,7 @@ def fits(call: Call, gradients: Sequence[Tensor], num_changes: int, place: Place
 
 
 def shares_of_changes(call: Call, gradients: Sequence[Tensor], changes: Sequence[Tensor], num_samples: int) -> Tensor:
-    """``(changes, 1, samples, gradients)``: products of one call's gradients and responses, as `products.shares`.
+    """Return products ``(changes, 1, samples, gradients)`` of a call's gradients and responses, as `products.shares`.
 
     Args:
         call: a call of a convolution, with the samples along the first dimension.

@@ -73,7 +73,7 @@ class Direct:
     def changes(
         self, part: int, batch: Any, reference: Tensor | None = None
     ) -> Iterator[tuple[int, NDArray[np.float64], Tensor]]:
-        """Flat index, loss increases ``(samples,)`` and change of the outputs, for every option that changes a part.
+        """Yield flat index, loss increases ``(samples,)`` and change of the outputs of each option that changes a part.
 
         Raises:
             ModelError: the loss of an option is not finite; the message names the option.

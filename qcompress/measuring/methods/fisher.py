@@ -168,7 +168,7 @@ class Fisher:
         generator: torch.Generator,
         reference: Tensor | None,
     ) -> tuple[_Run, list[bool]]:
-        """The run and, by layer, whether a gradient reaches its weight other than by its calls."""
+        """Return the run and, by layer, whether a gradient reaches its weight other than by its calls."""
         point = output.detach()
         numbers = point[0].numel()
         if numbers <= MAX_PROBES:
@@ -333,7 +333,7 @@ class Fisher:
 
 
 def _units(point: Tensor, *, relative: bool) -> list[Tensor]:
-    """Probes that give the numbers of every sample's output, or all but the last, each relative to the last."""
+    """Return probes that give the numbers of each sample's output, or all but the last, relative to the last."""
     numbers = point[0].numel()
     units = torch.eye(numbers, dtype=point.dtype, device=point.device)
     if relative:
@@ -342,7 +342,7 @@ def _units(point: Tensor, *, relative: bool) -> list[Tensor]:
 
 
 def _gradients(output: Tensor, probe: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
-    """Gradient of ``probe·output`` with respect to every input; None where the output does not depend on it."""
+    """Return the gradient of ``probe·output`` by every input; None where the output does not depend on it."""
     if not output.requires_grad or not inputs:
         return [None] * len(inputs)
     return list(torch.autograd.grad(output, inputs, grad_outputs=probe, retain_graph=True, allow_unused=True))

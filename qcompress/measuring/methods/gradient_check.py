@@ -199,7 +199,7 @@ class _Moves:
 
 
 def _factors(weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``(rows, r)`` and ``(columns, r)``, the product of which is a direction."""
+    """Return ``(rows, r)`` and ``(columns, r)``, the product of which is a direction."""
     rows = weight.shape[0] if weight.ndim else 1
     left, right = (
         torch.randn(size, RANK, generator=generator).to(weight) for size in (rows, weight.numel() // max(rows, 1))
@@ -244,11 +244,11 @@ class _Probes:
             yield random_numbers(output.shape, output, torch.Generator().manual_seed(seed))
 
     def sums(self, output: Tensor) -> Tensor:
-        """``(probes,)`` sums of the output."""
+        """Return ``(probes,)`` sums of the output."""
         return torch.stack([probe.mul_(output).sum(dtype=torch.float64) for probe in self.each(output)]).cpu()
 
     def size(self, output: Tensor) -> float:
-        """Norm of all terms of all sums."""
+        """Return the norm of all terms of all sums."""
         return float(torch.stack([probe.mul_(output).norm() for probe in self.each(output)]).norm())
 
 

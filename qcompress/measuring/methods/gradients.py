@@ -64,7 +64,7 @@ class _Held:
 
 
 class Gradients:
-    """Context manager in which the candidates' weights receive gradients, which are multiplied and released.
+    """Let the candidates' weights receive gradients inside the block, which are multiplied and released.
 
     Args:
         model: the model.
@@ -126,7 +126,7 @@ class Gradients:
         return take
 
     def _rounding(self, layer: Layer) -> list[tuple[int, Activations]]:
-        """The options of a layer that round its activations, with their rounding."""
+        """Return the options of a layer that round its activations, with their rounding."""
         part = layer.parts[0]
         options = range(len(self._candidates.transforms[part]))
         activations = [(option, self._candidates.activations(layer, option)) for option in options]
@@ -221,7 +221,7 @@ class Gradients:
 
 
 def _products(changes: Tensor, slices: list[tuple[Tensor | None, Tensor]]) -> NDArray[np.float64]:
-    """Products of changes ``(options, rows, weights per row)`` with gradients of all or some rows, one row each."""
+    """Multiply changes ``(options, rows, weights per row)`` with gradients of all or some rows, one row each."""
     flat = changes.flatten(1)
     sums = torch.zeros(len(slices), len(changes), dtype=torch.float64, device=changes.device)
     size = CHUNK if changes.device.type == "cpu" else CHUNK_THERE

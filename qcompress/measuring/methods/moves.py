@@ -69,7 +69,7 @@ class Moves:
         return self.changes[index]
 
     def silent(self) -> list[int]:
-        """Indices of layers whose moves are predicted not to change the outputs."""
+        """Return the indices of layers whose moves are predicted not to change the outputs."""
         return [index for index, total in self.predicted.items() if not bool(total.any())]
 
     def silent_with_effect(self) -> bool:
@@ -78,7 +78,7 @@ class Moves:
         return bool(silent) and not self._follow(silent, 1 / self.step, self.tolerance)
 
     def misled(self) -> list[int]:
-        """Indices of the other layers, where the outputs do not follow their gradient."""
+        """Return the indices of the other layers, where the outputs do not follow their gradient."""
         silent = set(self.silent())
         order = sorted(self.predicted.keys() - silent, key=self._size)
         if not order:
@@ -115,7 +115,7 @@ class Moves:
         return torch.stack([self.predicted[index] for index in layers]).sum(0)
 
     def _noise(self) -> Tensor:
-        """``(samples,)`` change of the products that rounding alone may cause."""
+        """Return ``(samples,)`` change of the products that rounding alone may cause."""
         eps = 8 * torch.finfo(self.point.dtype).eps
         sizes = [_by_sample(probe * self.point).norm(dim=1) for probe in self.probes]
         noise: Tensor = eps * torch.stack(sizes, dim=1).norm(dim=1)
@@ -138,7 +138,7 @@ class Moves:
 
     @torch.no_grad()
     def _moved(self, layers: list[int], share: float) -> Tensor | None:
-        """Outputs with these layers moved by a share of their moves, or None if they are not finite."""
+        """Return the outputs with these layers moved by a share of their moves, or None if they are not finite."""
         before = {index: self.weights[index].detach().clone() for index in layers}
         try:
             for index in layers:

@@ -35,7 +35,7 @@ class Place:
 def shares(
     call: Call, gradients: list[Tensor], responses: list[Tensor], place: Place, num_samples: int, starts: list[int]
 ) -> Tensor:
-    """``(responses, parts, samples, gradients)``: products of one call's responses and gradients, part by part.
+    """Return ``(responses, parts, samples, gradients)``: products of one call's responses and gradients, part by part.
 
     Args:
         call: a call of the layer.
@@ -68,7 +68,7 @@ def together_on(device: torch.device) -> int:
 
 
 def _whole(gradients: list[Tensor], responses: list[Tensor], dim: int, num_samples: int) -> Tensor:
-    """The products of all responses and gradients per sample: ``(responses, samples, gradients)``."""
+    """Return the products of all responses and gradients per sample: ``(responses, samples, gradients)``."""
     others = [other for other in range(gradients[0].ndim) if other != dim]
     order = [dim, *sorted(others, key=lambda other: -gradients[0].stride()[other])]  # memory order avoids copies
     left, right = (
@@ -88,7 +88,7 @@ def _whole(gradients: list[Tensor], responses: list[Tensor], dim: int, num_sampl
 def _by_channel(
     call: Call, gradients: list[Tensor], response: Tensor, dim: int, num_samples: int, starts: list[int]
 ) -> Tensor:
-    """The products split by the parts that the output's channels belong to: ``(parts, samples, gradients)``."""
+    """Return the products split by the parts that the output's channels belong to: ``(parts, samples, gradients)``."""
     channels = layers.channel_dim(call.module, response)
 
     def channels_first(values: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _by_channel(
 def _by_vocabulary(
     call: Call, gradients: list[Tensor], response: Tensor, dim: int, num_samples: int, starts: list[int]
 ) -> Tensor:
-    """The products split by the parts that the looked-up entries belong to: ``(parts, samples, gradients)``."""
+    """Return the products split by the parts that the looked-up entries belong to: ``(parts, samples, gradients)``."""
 
     def by_sample(values: Tensor) -> Tensor:
         return values.movedim(dim, 0).reshape(num_samples, -1)

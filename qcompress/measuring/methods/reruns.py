@@ -49,7 +49,7 @@ ALL_NOT_FINITE = "the loss is not finite with its options"
 
 
 def sample_places(count: int) -> list[int]:
-    """Indices of the samples that options are run on, of ``count`` samples.
+    """Return the indices of the samples that options are run on, of ``count`` samples.
 
     >>> sample_places(3), sample_places(10), len(sample_places(80))
     ([0, 1, 2], [0, 2, 5, 7], 10)
@@ -97,7 +97,7 @@ def routers(measurement: Measurement) -> dict[str, int | None]:
 
 
 def unconfirmed(measurement: Measurement) -> tuple[str, ...]:
-    """Paths of the modules that select, with an option of their own weight whose cost is estimated; or without one."""
+    """Return the paths of the modules that select and have an option with estimated cost, or no option at all."""
     known = _exact(measurement) if measurement.ran is None else _exact(measurement) | measurement.ran
     bounds = list(itertools.pairwise(measurement.offsets.tolist()))
     return tuple(
@@ -106,13 +106,13 @@ def unconfirmed(measurement: Measurement) -> tuple[str, ...]:
 
 
 def _error(measurement: Measurement, count: int) -> NDArray[np.float64]:
-    """``(V,)`` error of every cost, at least that of normally distributed effects."""
+    """Return ``(V,)`` error of every cost, at least that of normally distributed effects."""
     least: NDArray[np.float64] = np.abs(measurement.cost) * (2 / count) ** 0.5
     return least if measurement.standard_error is None else np.maximum(least, measurement.standard_error)
 
 
 def _of_outliers(measurement: Measurement, count: int) -> NDArray[np.float64]:
-    """``(V,)`` what every estimate's error has beyond the spread of its limited effects, if these are all of it."""
+    """Return ``(V,)``: the error of each estimate beyond the spread of its limited effects, if it has no other."""
     assert measurement.standard_error is not None  # noqa: S101
     shares = 0.5 * np.square(measurement.factor)
     beyond = np.square(measurement.standard_error) - shares.var(axis=1, ddof=1) * count
@@ -121,7 +121,7 @@ def _of_outliers(measurement: Measurement, count: int) -> NDArray[np.float64]:
 
 
 def _exact(measurement: Measurement) -> NDArray[np.bool_]:
-    """``(V,)`` whether an option is the original weight, or was evaluated on all samples."""
+    """Return ``(V,)`` whether an option is the original weight, or was evaluated on all samples."""
     exact = _options_of(measurement, [i for i, part in enumerate(measurement.parts) if part.name in measurement.tried])
     exact[measurement.offsets[:-1]] = True
     return exact
@@ -132,7 +132,7 @@ def _of_routers(measurement: Measurement) -> NDArray[np.bool_]:
 
 
 def _options_of(measurement: Measurement, parts: Sequence[int]) -> NDArray[np.bool_]:
-    """``(V,)`` whether an option belongs to one of some parts."""
+    """Return ``(V,)`` whether an option belongs to one of some parts."""
     return np.repeat(np.isin(np.arange(len(measurement.parts)), parts), np.diff(measurement.offsets))
 
 

@@ -54,7 +54,7 @@ class RunsByBlock:
 
     @torch.no_grad()
     def rises(self, tell: Callable[[int], None]) -> tuple[NDArray[np.float64], list[int], float] | None:
-        """``(runs, samples)`` loss increases, NaN where not finite, sizes of the samples, and the increase of rounding.
+        """Return ``(runs, samples)`` loss increases (NaN if not finite), sample sizes, and the increase by rounding.
 
         None if a block in half precision runs in no other.
 
@@ -109,7 +109,7 @@ class RunsByBlock:
                 put(self._sweep.through(block, place, before.read(number)))
 
     def _rises(self, number: int, place: int) -> list[float]:
-        """The loss increase of every run on a sample, and that of rounding."""
+        """Return the loss increase of every run on a sample, and the one by rounding."""
         sweep, last = self._sweep, len(self._sweep.chain)
 
         def output(states: Tensor) -> Tensor:

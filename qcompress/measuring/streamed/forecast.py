@@ -79,12 +79,12 @@ def forecast_of(
 
 
 def needed_bytes(base: int, units: Sequence[UnitForecast]) -> int:
-    """Memory that a process needs which uses ``base`` bytes already, for the largest of the units."""
+    """Return the memory that a process needs which uses ``base`` bytes already, for the largest of the units."""
     return base + COMPILING + max(unit.total for unit in units)
 
 
 def room_left(memory: int | None, base: int, units: Sequence[UnitForecast], most: int) -> int:
-    """Number of bytes that may be used to decode and multiply once for several samples.
+    """Return the number of bytes that may be used to decode and multiply once for several samples.
 
     Args:
         memory: limit of the process's memory in bytes, or None.
@@ -137,7 +137,7 @@ def as_bytes(memory: int | str | None) -> int | None:
 
 
 def _shown(memory: int) -> str:
-    """Memory in words.
+    """Return the memory in words.
 
     >>> _shown(46_100), _shown(938_000_000), _shown(16_500_000_000)
     ('46,100 bytes', '938 MB', '16.5 GB')
@@ -148,7 +148,7 @@ def _shown(memory: int) -> str:
 
 
 def resident_bytes() -> int:
-    """Resident memory of the process as reported by Linux; 0 on other systems."""
+    """Return the resident memory of the process as reported by Linux; 0 on other systems."""
     file = Path("/proc/self/status")
     if not file.exists():
         return 0

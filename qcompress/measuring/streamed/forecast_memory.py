@@ -32,7 +32,7 @@ from qcompress.options import Options
 def forecast_memory(
     model: nn.Module, data: Iterable[Any], offered: Offered, loss: Loss, forward: forwards.Forward | None = None
 ) -> int:
-    """Approximate bytes of memory that a process needs to measure an opened model.
+    """Return the approximate bytes of memory that a process needs to measure an opened model.
 
     Args:
         model: an opened model.
@@ -75,7 +75,7 @@ def unit_forecasts(
     output: Tensor,
     limit: int | None = None,
 ) -> list[UnitForecast]:
-    """Memory forecasts of every block and of everything outside the blocks.
+    """Return the memory forecasts of every block and of everything outside the blocks.
 
     Args:
         sweep: the samples.
@@ -110,5 +110,5 @@ def unit_forecasts(
 
 
 def _kind(block: nn.Module) -> object:
-    """What blocks that take the same memory have in common."""
+    """Return what blocks that take the same memory have in common."""
     return type(block), tuple((name, own.shape, own.dtype) for name, own in block.named_parameters())

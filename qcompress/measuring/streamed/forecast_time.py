@@ -20,7 +20,7 @@ ROWS = 64  # rows of each layer's weight that are encoded for the forecast
 def forecast_seconds(
     model: nn.Module, data: Iterable[Any], offered: Offered, forward: forwards.Forward | None = None
 ) -> float:
-    """Approximate seconds that `qcompress.measure` of an opened model takes, without moments and compensation.
+    """Forecast the seconds that `qcompress.measure` of an opened model takes, without moments and compensation.
 
     Args:
         model: an opened model.
@@ -44,7 +44,7 @@ def forecast_seconds(
 
 
 def _encoding_s(module: nn.Module, name: str, offered: Offered) -> float:
-    """Seconds to encode a layer's options, extrapolated from some of its rows, rounded to nearest."""
+    """Return the seconds to encode a layer's options, extrapolated from some of its rows, rounded to nearest."""
     kind = layers.kind_of(module)
     if kind is None or layers.why_unsupported(module) or offered.left_out(name):
         return 0.0

@@ -22,7 +22,7 @@ def inputs_of(
     parts: Sequence[Part],
     offers: Mapping[str, Sequence[Offer]],
 ) -> Inputs:
-    """Moments, numbers of inputs, and squares, in the form that `qcompress.model.parts.weights_of` expects.
+    """Return the moments, numbers of inputs, and squares, in the form that `qcompress.model.parts.weights_of` expects.
 
     Args:
         model: an opened model with the parts' weights in memory.

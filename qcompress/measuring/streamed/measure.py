@@ -136,7 +136,7 @@ def _telling(sweep: BlockSweep, on_progress: Callable[[MeasureProgress], None] |
 
 
 def _key(calibration: Calibration, offered: Offered) -> str:
-    """Digest of the settings that the files of an interrupted measurement belong to."""
+    """Return the digest of the settings that the files of an interrupted measurement belong to."""
     settings = {**calibration.digests(), "options": offered.to_json(), "code": offered.code().digest}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 

@@ -79,16 +79,16 @@ class BlockSweep:
         return len(self.samples)
 
     def _start(self, sample: Sample) -> Tensor:
-        """The hidden states before the first block."""
+        """Return the hidden states before the first block."""
         with forwards.first_pass(sample.inputs, f"a sample of batch {sample.batch}"):
             return self.chain.call(0, sample.inputs)[0]
 
     def states(self, boundary: int, name: str = "states") -> HiddenStates:
-        """The hidden states before block ``boundary`` (for the last boundary, after the last block)."""
+        """Return the hidden states before block ``boundary`` (for the last boundary, after the last block)."""
         return HiddenStates(self.folder / f"{name}_{boundary:04}.bin", self.shapes, self.dtype)
 
     def hidden(self, boundary: int, sample: int) -> Tensor:
-        """The hidden states of a sample before block ``boundary``."""
+        """Return the hidden states of a sample before block ``boundary``."""
         if boundary == 0:
             with torch.no_grad():
                 return self.chain.call(0, self.samples[sample].inputs)[0]
@@ -103,7 +103,7 @@ class BlockSweep:
         return self.chain.block(block, self.hidden(block, sample) if hidden is None else hidden, call)
 
     def output(self, sample: int, hidden: Tensor | None = None) -> Tensor:
-        """The model's output for a sample, from the output of the last block."""
+        """Return the model's output for a sample, from the output of the last block."""
         last = self.hidden(len(self.chain), sample) if hidden is None else hidden
         return self.chain.rest(self.samples[sample].inputs, last)
 

@@ -157,7 +157,7 @@ class _Fit:
             gradient -= (part.rows - before) @ metric[here]
 
     def _columns(self, here: slice) -> "_Fit":
-        """A view of some columns; changes to it change this object."""
+        """Return a view of some columns; changes to it change this object."""
 
         def of(factors: Tensor) -> Tensor:
             width = self.codes.shape[1] // factors.shape[1]

@@ -80,7 +80,7 @@ class GgufType(Transform):
         return TYPES[fitting.type].weighted and not fitting.why_not(target)
 
     def least_use(self, target: Target) -> tuple[float, float] | None:
-        """Bytes and macs of the type that llama.cpp uses there."""
+        """Return the bytes and macs of the type that llama.cpp uses there."""
         fitting = self.fitting(target)
         return None if fitting.why_not(target) else (fitting.size_bytes(target), fitting.macs(target))
 
@@ -106,7 +106,7 @@ class GgufType(Transform):
         return f"takes {size_bytes} bytes, the weight itself {dense}" if size_bytes >= dense else ""
 
     def size_bytes(self, target: Target) -> int:
-        """Bytes of the blocks of all rows."""
+        """Return the bytes of the blocks of all rows."""
         return target.channels * TYPES[self.type].row_bytes(target.per_channel)
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class TensorType:
     fallback: str = ""
 
     def row_bytes(self, length: int) -> int:
-        """Bytes of a row of ``length`` weights, a multiple of the block."""
+        """Return the bytes of a row of ``length`` weights, a multiple of the block."""
         return length // self.block * self.block_bytes
 
 

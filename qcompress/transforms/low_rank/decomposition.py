@@ -72,7 +72,7 @@ def split(matrix: Tensor, moments: Tensor | None = None, columns: int | None = N
 
 
 def eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a positive semidefinite matrix, descending and clipped at 0, and eigenvectors as columns."""
+    """Return a positive semidefinite matrix's eigenvalues, descending and clipped at 0, and eigenvectors as columns."""
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     return values.flip(0).clamp(min=0), vectors.flip(1)
 
@@ -92,7 +92,7 @@ def damped(moments: Tensor) -> Tensor:
 
 
 def _leading(matrix: Tensor, moments: Tensor | None, columns: int) -> tuple[Tensor, Tensor]:
-    """The first eigenvectors of ``A·C·Aᵀ``, by subspace iteration from a fixed random start."""
+    """Return the first eigenvectors of ``A·C·Aᵀ``, by subspace iteration from a fixed random start."""
 
     def seen(basis: Tensor) -> Tensor:
         turned = matrix.T @ basis
@@ -107,7 +107,7 @@ def _leading(matrix: Tensor, moments: Tensor | None, columns: int) -> tuple[Tens
 
 
 def columns_for(rank: int, shorter: int) -> int | None:
-    """Columns to iterate on for a rank, rounded up so that many ranks share them; None for exact factors.
+    """Return the columns to iterate on for a rank, rounded up so that many ranks share them; None for exact factors.
 
     >>> columns_for(20, shorter=4096), columns_for(20, shorter=64)
     (64, None)

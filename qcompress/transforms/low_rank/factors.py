@@ -86,7 +86,7 @@ class _Factored(Offer):
         return replace(self, whitened=False, then=self.then.nearest)
 
     def layout(self, target: Target) -> Factorisation:
-        """The form of the smaller layers."""
+        """Return the form of the smaller layers."""
         return Words() if target.layer == "Embedding" and self.form == "channels" else KINDS[self.form](self.slices)
 
     def _details(self) -> str:
@@ -102,7 +102,7 @@ class _Factored(Offer):
             raise OptionsError(moments_missing(self.label))
 
     def unfit(self, target: Target) -> str:
-        """Why the layer cannot be replaced, or an empty string."""
+        """Return why the layer cannot be replaced, or an empty string."""
         if target.layer not in ("Linear", "Conv2d", "Embedding"):
             return f"only Linear, Conv2d and Embedding can be factored, not {target.layer}"
         if target.layer == "Embedding" and self.form != "channels":
@@ -170,7 +170,7 @@ class LowRank(_Factored, Transform):
         return ""
 
     def size_bytes(self, target: Target) -> int:
-        """Bytes of all factors."""
+        """Return the bytes of all factors."""
         return sum(self.then.size_bytes(factor) for factor in self.factor_targets(target).values())
 
     def macs(self, target: Target) -> float:
@@ -249,14 +249,14 @@ class LowRank(_Factored, Transform):
         return rows.to(target.dtype)
 
     def factor_targets(self, target: Target) -> dict[str, Target]:
-        """The targets of the factors, in order, as `then` stores them."""
+        """Return the targets of the factors, in order, as `then` stores them."""
         return {
             name: Target(layer="Linear", channels=rows, per_channel=columns, dtype=target.dtype, macs=0)
             for name, (rows, columns) in self.layout(target).shapes(target, self.ranks).items()
         }
 
     def _into_first(self, weight: Weight) -> Weight:
-        """A weight without rows that has the first factor's inputs; shared by all ranks."""
+        """Return a weight without rows that has the first factor's inputs; shared by all ranks."""
         layout = self.layout(weight.target)
         return weight.once_of_inputs(
             ("first", layout),
@@ -320,7 +320,7 @@ class RankRule(_Factored):
         return self.by == "rank" or bool(self.unfit(target))
 
     def least_use(self, target: Target) -> tuple[float, float] | None:
-        """The use of the rank if the shape alone determines it, else of the smallest rank."""
+        """Return the use of the rank if the shape alone determines it, else of the smallest rank."""
         if self.unfit(target):
             return None
         layout = self.layout(target)

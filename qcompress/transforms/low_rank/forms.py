@@ -60,7 +60,7 @@ class Factorisation(ABC):
         """Return the rows of the dense weight with the given kernel."""
 
     def first_moments(self, weight: Weight) -> Tensor | None:  # noqa: ARG002
-        """Second moments of the first factor's input if its rows have a common input, else None."""
+        """Return the second moments of the first factor's input if its rows have a common input, else None."""
         return None
 
     @abstractmethod
@@ -78,7 +78,7 @@ class MatrixFactorisation(Factorisation):
 
     @abstractmethod
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
-        """The matrices to split, and the second moments of their inputs."""
+        """Return the matrices to split, and the second moments of their inputs."""
 
     def splits(self, weight: Weight, rank: int | None, *, whitened: bool) -> list[Decomposition]:
         """Return the split of each matrix, good for ``rank`` (None: for all ranks); computed once per weight."""
@@ -137,11 +137,11 @@ class Channels(MatrixFactorisation):
         return (outputs_of(target),) * 2
 
     def first_moments(self, weight: Weight) -> Tensor | None:
-        """Moments of the layer's inputs; None with several slices, which have different inputs."""
+        """Return the moments of the layer's inputs; None with several slices, which have different inputs."""
         return moments_of(weight) if self.slices == 1 else None
 
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
-        """The slices, each with its own block of the moments."""
+        """Return the slices, each with its own block of the moments."""
         parts = weight.exact().chunk(self.slices, dim=1)
         if not whitened:
             return [(part, None) for part in parts]
@@ -209,7 +209,7 @@ class Spatial(MatrixFactorisation):
         return [(matrix, self.first_moments(weight) if whitened else None)]
 
     def first_moments(self, weight: Weight) -> Tensor | None:
-        """Moments of a column, averaged over the kernel's columns."""
+        """Return the moments of a column, averaged over the kernel's columns."""
         height, width = kernel_of(weight.target)
         inputs = weight.target.per_channel // (height * width)
         moments = moments_of(weight).reshape(inputs, height, width, inputs, height, width)
@@ -231,7 +231,7 @@ class Spatial(MatrixFactorisation):
 
 
 def kernel_of(target: Target) -> tuple[int, int]:
-    """Height and width of the kernel; 1×1 for a Linear layer."""
+    """Return the height and width of the kernel; 1×1 for a Linear layer."""
     return target.window.kernel if target.window else (1, 1)
 
 
@@ -276,7 +276,7 @@ def leveled(factors: Factors) -> Factors:
 
 
 def outputs_of(target: Target) -> float:
-    """How often the layer's own weights are multiplied per sample."""
+    """Return how often the layer's own weights are multiplied per sample."""
     return target.macs / target.num_weights
 
 
@@ -287,7 +287,7 @@ def moments_of(weight: Weight) -> Tensor:
 
 
 def _first_keeping(splits: list[Decomposition], share: float) -> int:
-    """The smallest rank whose energies reach the share of the total; one more than the number of ranks if none does."""
+    """Return the smallest rank whose energy reaches the share of the total; the number of ranks + 1 if none does."""
     kept = torch.stack([piece.energy for piece in splits]).sum(0).cumsum(0)
     enough = kept >= share * sum(piece.total for piece in splits) * (1 - 1e-12)
     return int((~enough).sum()) + 1

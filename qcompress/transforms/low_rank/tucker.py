@@ -73,7 +73,7 @@ class Tucker(Factorisation):
         return _pair(torch.where(enough, size, torch.inf).argmin(), kept)
 
     def _grid(self, weight: Weight, *, whitened: bool) -> tuple[Tensor, Tensor]:
-        """Energy kept and number of weights for every pair of ranks (out, in), counted from 1."""
+        """Return the energy kept and number of weights for every pair of ranks (out, in), counted from 1."""
         _, core, _ = self._bases(weight, whitened=whitened)
         kept = core.square().sum((2, 3)).cumsum(0).cumsum(1)
         (inputs, outputs), (height, width) = self.largest(weight.target), kernel_of(weight.target)

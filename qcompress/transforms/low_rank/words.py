@@ -40,7 +40,7 @@ class Words(MatrixFactorisation):
         return target.lookups, 0.0
 
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
-        """The weight with its rows scaled by the square root of their frequency."""
+        """Return the weight with its rows scaled by the square root of their frequency."""
         return [(weight.exact() * self._stretch(weight, whitened=whitened), None)]
 
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:

@@ -42,7 +42,7 @@ class Grid:
         )
 
     def spread(self, num_weights: int) -> Tensor:
-        """The scale of every weight, ``(channels, num_weights)``."""
+        """Return the scale of every weight, ``(channels, num_weights)``."""
         return spread(self.scales, self.group_size, num_weights)
 
 

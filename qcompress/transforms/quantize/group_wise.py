@@ -84,7 +84,7 @@ class GroupWise(PruneQuantize):
         return super().takes_blocks(target) and (self.group_size is None or STEP % self.group_size == 0)
 
     def size_bytes(self, target: Target) -> int:
-        """Bytes of the codes of the kept weights, the scales, the zero points and, with pruning, the bitmap."""
+        """Return the bytes of the kept weights' codes, the scales, the zero points and, with pruning, the bitmap."""
         groups = target.channels * self.num_groups(target)
         codes = packed_bytes(self._num_kept(target.num_weights), self.bits)
         zeros = 0 if self.symmetric else packed_bytes(groups, self.bits)
@@ -92,12 +92,12 @@ class GroupWise(PruneQuantize):
         return codes + self.scale_type(target).itemsize * groups + zeros + mask
 
     def scale_type(self, target: Target) -> torch.dtype:
-        """The dtype that scales are stored in."""
+        """Return the dtype that scales are stored in."""
         default = "bfloat16" if target.dtype == torch.bfloat16 else "float16"
         return SCALE_TYPES[self.scale_dtype or default]
 
     def num_groups(self, target: Target) -> int:
-        """Number of groups in a row."""
+        """Return the number of groups in a row."""
         return -(-target.per_channel // self._size(target))
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ class GroupWise(PruneQuantize):
         return dequantized(codes.add_(0.0), grid.spread(codes.shape[1]), weight.target.dtype)
 
     def zero_points(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """The code that stands for 0 in every group, ``(channels, groups)`` int32 from 0 to ``2**bits - 1``."""
+        """Return the code that stands for 0 in every group, ``(channels, groups)`` int32 from 0 to ``2**bits - 1``."""
         shape = target.channels, self.num_groups(target)
         if self.symmetric:
             return torch.full(shape, 2 ** (self.bits - 1), dtype=torch.int32, device=stored["codes"].device)
@@ -163,7 +163,7 @@ class GroupWise(PruneQuantize):
         return codes, grid, kept
 
     def _nearest_grid(self, groups: Tensor, dtype: torch.dtype) -> Grid:
-        """The grid whose scales (in ``dtype``) and zero points minimise the squared error of `in_groups`."""
+        """Return the grid whose scales (in ``dtype``) and zero points minimise the squared error of `in_groups`."""
         from qcompress.transforms.quantize.scales import best_ranges, best_scales  # here: numba is slow to import
 
         channels, levels = len(groups), 2 ** (self.bits - 1)

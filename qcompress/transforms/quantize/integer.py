@@ -127,7 +127,7 @@ class IntegerProduct(Transform):
         return self.weights.why_not(target) if target.whole else "a block of a layer has no activations of its own"
 
     def size_bytes(self, target: Target) -> int:
-        """Bytes of the stored weight; the ranges are part of the option itself."""
+        """Return the bytes of the stored weight; the ranges are part of the option itself."""
         return self.weights.size_bytes(target)
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ _OF_KERNELS = (torch.int32, torch.float32)  # codes of other dtypes would compil
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that ``count`` codes of ``bits`` bits take."""
+    """Return the bytes that ``count`` codes of ``bits`` bits take."""
     return -(-count * bits // 8)
 
 

@@ -107,7 +107,7 @@ class PruneQuantize(Transform):
         return f"takes {size_bytes} bytes, the weight itself {dense}" if size_bytes >= dense else ""
 
     def size_bytes(self, target: Target) -> int:
-        """Bytes of the codes of the kept weights, one float32 scale per row and, with pruning, one bit per weight."""
+        """Return the bytes of the kept weights' codes, a float32 scale per row and, with pruning, a bit per weight."""
         codes = packed_bytes(self._num_kept(target.num_weights), self.bits)
         mask = packed_bytes(target.num_weights, 1) if self.sparsity else 0
         return codes + 4 * target.channels + mask
@@ -152,7 +152,7 @@ class PruneQuantize(Transform):
         return codes, scales[:, 0], kept
 
     def _rows(self, weight: Weight) -> tuple[Tensor, Tensor | None]:
-        """The rows in float32 on the CPU, and which weights are kept (None for all)."""
+        """Return the rows in float32 on the CPU, and which weights are kept (None for all)."""
         rows = weight.rows
         exact = rows.detach().cpu().to(torch.promote_types(rows.dtype, torch.float32)).contiguous()
         weights = exact.to(torch.float32)

@@ -62,7 +62,7 @@ class PruneFilters(Transform):
         return f"has {target.channels} filters" if self.num_pruned > target.channels else ""
 
     def size_bytes(self, target: Target) -> int:
-        """Bytes of the codes and a float32 scale for every kept row and, with pruning, one bit for every row."""
+        """Return the bytes of codes and a float32 scale for each kept row and, with pruning, one bit for every row."""
         mask = packed_bytes(target.channels, 1) if self.num_pruned else 0
         return self._quantizer.size_bytes(self._kept(target)) + mask
 
