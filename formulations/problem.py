@@ -170,7 +170,7 @@ class Problem:
         """Convert local option indices ``(..., G)`` of a choice to flat indices of the same shape.
 
         Raises:
-            InvalidProblemError: the shape is wrong, a value is no whole number, or a group has no such option.
+            InvalidProblemError: the shape is wrong, a value is not a whole number, or a group has no such option.
         """
         array = np.asarray(choice)
         if array.shape[-1:] != (self.num_groups,):

@@ -1,4 +1,4 @@
-"""Sums of products that keep what short rows contribute beside long ones."""
+"""Sums of products that keep the contributions of short rows among long ones."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ FEW = 2048
 def sum_of_products(rows: NDArray[np.float64]) -> float:
     """Sum the products of every two rows of ``rows`` ``(n, r)``, a contiguous array.
 
-    Only sums and products are formed. The shorter ``½(‖Σ rows‖² - Σ‖row‖²)`` loses all products of short rows beside a
+    Only sums and products are formed. The shorter ``½(‖Σ rows‖² - Σ‖row‖²)`` loses all products of short rows next to a
     long one, because their difference is smaller than the rounding error of the long row's square.
 
     >>> sum_of_products(np.array([[1e9, 0.0], [0.0, 0.5], [0.0, 3.0]]))

@@ -1,4 +1,4 @@
-"""Agreement: which samples get another answer from the compressed model, by the original's margin and by class.
+"""Agreement: the samples whose answer changes under compression, by the original's margin and by class.
 
 A mean loss hides where the harm lies: compression mostly changes answers that the original was unsure of, and those of
 rare classes (Hooker et al., arXiv 1911.05248). The margin is the difference between the original's largest and second

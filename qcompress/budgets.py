@@ -230,7 +230,7 @@ def with_resources(
 
 
 def without_resources(measurement: Measurement, names: Iterable[str]) -> Measurement:
-    """Return the measurement without the named resources; those that it does not have are no error.
+    """Return the measurement without the named resources; those that it lacks are ignored.
 
     >>> import torch
     >>> from qcompress import measure, prune_quantize

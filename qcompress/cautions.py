@@ -25,10 +25,10 @@ LEAST_NATS_FAR = 1e-5
 """Difference of ``kl`` losses below which the report never warns."""
 
 DOUBT = 1.0
-"""Wrong answers to expect of the original on the held-out samples, below which these do not tell the loss."""
+"""Expected number of wrong answers of the original on the held-out samples below which their loss proves little."""
 
 INFINITE = 1e12
-"""Loss in nats above which it stands for an infinite one: minus infinity in outputs is replaced by a finite number."""
+"""Loss in nats that counts as infinite: minus infinity in outputs is replaced by a finite number."""
 
 MARGIN = 1.1
 """A measured loss up to this factor above a limit may differ by the choice of samples alone: no warning."""
@@ -37,7 +37,7 @@ MARGIN = 1.1
 def what_helps(
     measurement: Measurement, *, opened: bool, given: bool = False, refined: bool = False, in_rounds: bool = False
 ) -> str:
-    """Say what makes predictions better. Everything that is named would be accepted for the same run.
+    """Suggest what makes predictions better. The same run would accept each suggestion.
 
     Args:
         measurement: the measurement.
@@ -105,7 +105,7 @@ def of_prediction(loss: str, predicted: float, seen: float, helps: str) -> Itera
 
 
 def of_probabilities(loss: str, *, given: bool) -> Iterator[str]:
-    """Warn if the original's outputs are probabilities (``given``), of which the loss takes a softmax again."""
+    """Warn if the original's outputs are probabilities (``given``): the loss applies a softmax to them again."""
     if given:
         yield (
             f"the model's outputs are probabilities, and the loss {loss!r} takes a softmax of them again: all its "
@@ -116,7 +116,7 @@ def of_probabilities(loss: str, *, given: bool) -> Iterator[str]:
 
 
 def of_selections(measurement: Measurement, helps: str) -> Iterator[str]:
-    """Warn if the network selects by computed numbers with weights of which some options were not run."""
+    """Warn if the network selects by computed numbers, with weights whose options were not all run."""
     if (selecting := unconfirmed(measurement)) and measurement.method != "direct":
         where = f"{plural(len(selecting), 'module')}, such as {selecting[0]!r}" if selecting[0] else "the model itself"
         yield (

@@ -27,7 +27,7 @@ class ModelError(QcompressError, ValueError):
 
 
 class ChainError(ModelError):
-    """A model whose blocks are no chain, so that they cannot be run one after the other."""
+    """A model whose blocks are not a chain, so that they cannot be run one after the other."""
 
 
 class NoChannelsError(ModelError):

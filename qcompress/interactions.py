@@ -1,13 +1,13 @@
 """Pair terms as far as the samples support them.
 
 ``method="sampled"`` estimates a pair term from one number per sample, so with tens of samples most terms are noise, and
-a solver exploits noise. Two halves of the samples tell how much of it is signal: if ``A`` and ``B`` are estimates of
+a solver exploits noise. Two halves of the samples show how much of it is signal: if ``A`` and ``B`` are estimates of
 the same terms from either half, the sum of ``A·B`` keeps the signal only. Its ratio to the sum of squares of the whole
-estimates is the weight to multiply them by for the least mean squared error (James and Stein, 1961). It is computed
-for pairs of parts within one block of the network, and for those of different blocks. In language models the latter
-have been all noise; then only terms within blocks are kept, which also makes the problem easier.
+estimates is the weight to multiply them by for the least mean squared error (James and Stein, 1961). It is computed for
+pairs of parts within one block of the network, and for those of different blocks. In language models the latter have
+been all noise; then only terms within blocks are kept, which also makes the problem easier.
 
-A block is what an index in the names counts: ``model.layers.3.mlp.up_proj`` is in block ``model.layers.3``.
+A block is identified by an index in the names: ``model.layers.3.mlp.up_proj`` is in block ``model.layers.3``.
 
 Invariant: both kinds of terms are positive semidefinite with the diagonal, and their weights are at most 1, so the
 guarantee of `qcompress.formulation` holds.

@@ -39,7 +39,7 @@ def has_choice(options: Sequence[Transform]) -> bool:
 
 
 def without_choice(part: Part, why: str) -> Skipped:
-    """Return the entry for a part that stays unchanged; an empty reason stands for options that do not fit."""
+    """Return the entry for a part that stays unchanged; an empty reason means that no option fits."""
     return Skipped(name=part.name, size_bytes=part.target.dense_bytes, reason=why or NOTHING_FITS)
 
 
@@ -70,7 +70,7 @@ class Measurement:
         resources: name → ``(V,)`` use of each option.
         fixed: name → use of everything that has no choice.
         original: name → use of the whole original model.
-        skipped: what is no part and stays unchanged, and why (see `unchanged`).
+        skipped: weights that are not a part and stay unchanged, and why (see `unchanged`).
         num_samples: number of samples that the averages are taken over.
         method: method of measuring.
         loss: name of the loss.

@@ -121,7 +121,7 @@ def proposals(
 
 
 def ways(measurement: Measurement, pairs: bool | float) -> dict[str, Way]:
-    """Return the ways of choosing by name; the first is the one that ``pairs`` asks for."""
+    """Return the ways of choosing by name; the first is the one for ``pairs``."""
     asked = pair_strength(pairs)
     known = {_named(strength): Way(strength) for strength in dict.fromkeys((asked, *(STRENGTHS if asked else ())))}
     if measurement.softened is not None:
@@ -154,7 +154,7 @@ def repeated(
     time_limit: float | None = None,
     seed: int = 0,
 ) -> Proposal:
-    """Return the choice that is made in the way of ``won`` from other costs; ``won`` itself if there is none.
+    """Make the choice again in the way of ``won``, from other costs; return ``won`` itself if that finds none.
 
     Args:
         won: a proposal.

@@ -62,7 +62,7 @@ class Report:
         metric_before, metric_after: results of the caller's ``evaluate``, or None.
         metric_name: name of that function; ``"metric"`` if it has none.
         parts: the choice of every part that has one.
-        skipped: name → why it stays unchanged: what is no part, and parts that no option was on offer for.
+        skipped: name → why it stays unchanged, for weights that are not a part and parts without an option on offer.
         skipped_bytes: name → its bytes.
         refined: result of `refine` (see `Refined`), or None; ``loss_predicted`` and ``bound`` still refer to the first
             prediction.
@@ -238,7 +238,7 @@ class Report:
         return f"- choice: {self.status} by {self.solver}: {known} ({bound})"
 
     def _optimum_tried(self) -> bool:
-        """Whether the guard took a worse prediction than that of a candidate that meets the bound."""
+        """Whether the guard's choice has a larger predicted loss than a candidate that meets the bound."""
         if self.bound is None or self.chosen is None:
             return False
         limit = self.bound + PROOF_TOLERANCE * abs(self.bound)

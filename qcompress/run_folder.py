@@ -294,7 +294,7 @@ def output_of(folder: Path) -> Path | None:
 
 
 def has_written(folder: AnyPath | None, output: Path) -> bool:
-    """Whether what stands at ``output`` was written by a run in a folder, and has not been changed since.
+    """Whether ``output`` was written by a run in a folder and has not changed since.
 
     Raises:
         FileFormatError: the journal is incomplete.

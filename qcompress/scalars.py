@@ -65,7 +65,7 @@ def as_flag(value: Any, name: str) -> bool:
     """Return a boolean; nothing else is taken for one.
 
     Raises:
-        OptionsError: ``value`` is none.
+        OptionsError: ``value`` is not a boolean.
 
     >>> as_flag(np.True_, "guard")
     True
@@ -95,7 +95,7 @@ def as_cache_file(cache: AnyPath | None) -> Path | None:
     """Return the path of a file from which an interrupted call resumes; None for no such file.
 
     Raises:
-        DataError: the path is that of a folder, or in a folder that does not exist.
+        DataError: the path is a folder, or in a folder that does not exist.
 
     >>> as_cache_file("sums.npz").name
     'sums.npz'

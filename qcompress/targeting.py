@@ -38,7 +38,7 @@ ASKED = "latency_s asked for"
 """Key in a solution's details: the time budget that the choice was solved for."""
 
 VERIFIED = 2  # number of samples on which the engine's file is compared
-VERIFIED_NUMBERS = 16  # the same for outputs of one number, whose spread is that of the samples
+VERIFIED_NUMBERS = 16  # the same for outputs of one number, whose spread is over the samples
 
 
 def engine_for(
@@ -55,7 +55,7 @@ def engine_for(
     Raises:
         OptionsError: an output was given without a target, or a file that only goes with an output was.
         EngineError: the engine does not exist, does not support the model, or cannot measure seconds for a time budget;
-            or something stands where its file is to be written.
+            or something else exists where its file is to be written.
         MissingError: a package of the engine is missing.
     """
     if target is None:
@@ -83,7 +83,7 @@ def engine_for(
 
 
 def _require_emulated(engine: Engine, calibration: Calibration) -> None:
-    """Check that the engine can be compared with the model on a sample, as it is after writing.
+    """Check that the engine can be compared with the model on a sample, as done after writing.
 
     Raises:
         EngineError: it cannot; the message says why.
@@ -196,7 +196,7 @@ def with_ties(engine: Engine | None, measurement: Measurement, solver: Solver) -
 def export_model(request: Request, run: RunFolder, model: nn.Module) -> tuple[ExportedFile | None, Verification | None]:
     """Write the engine's file of ``model`` and compare it on the first samples, if a file was requested.
 
-    The file and its companions take their places only after it was compared; until then, whatever stands there is left
+    The file and its companions are moved into place only after the comparison; until then, existing files stay
     unchanged.
 
     Raises:

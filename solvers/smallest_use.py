@@ -4,9 +4,9 @@ Without pair terms, uses and costs are swapped, and the solver proves the minimu
 allows for the rounding of costs, which leaves nothing out, and if its choice is only just above the true limit, again
 under a lower one. With pair terms in the objective or in a resource, the budget is found by bisection: an objective
 within the limit lowers the sufficient use, a bound above the limit raises the proven lower bound, and an answer with
-neither changes nothing. A first choice may take all of the time. The returned choice meets the limit and all budgets as
-`Problem.evaluate` computes them, and no such choice uses less than ``at_least``. Ctrl-C ends all of it, not only the
-solve that runs.
+neither changes nothing. The search for a first choice may take all of the time. The returned choice meets the limit and
+all budgets as `Problem.evaluate` computes them, and no such choice uses less than ``at_least``. Ctrl-C ends the whole
+search, not only the current solve.
 """
 
 import math
@@ -100,7 +100,7 @@ def smallest_use(
         on_progress: same as in `solve`, for every problem solved on the way.
 
     Raises:
-        InvalidOptionError: the resource is unknown, or the limit is no finite number.
+        InvalidOptionError: the resource is unknown, or the limit is not a finite number.
         InfeasibleBudgetError: no choice is within the limit; the message gives the smallest objective found.
         NoChoiceError: no choice was found within the limit, which does not prove that there is none.
         KeyboardInterrupt: Ctrl-C ended the search before a choice was found.

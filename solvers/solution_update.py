@@ -34,7 +34,7 @@ def with_known(
     search = StatedSearch(problem, solver=solution.solver, seed=solution.seed)
     if solution.choice is not None and search.offer(solution.choice) and solution.status is Status.OPTIMAL:
         assert search.objective is not None  # noqa: S101
-        search.raise_bound(search.objective - 0.999 * search.tolerance())  # beside the offset, its bound is rounded
+        search.raise_bound(search.objective - 0.999 * search.tolerance())  # next to the offset, its bound is rounded
     for choice in choices:
         search.offer(choice)
     known = [bound for bound in (solution.bound, *bounds) if bound is not None and np.isfinite(bound)]

@@ -1,7 +1,7 @@
 """The search of the problem that a caller stated.
 
-It searches the problem without its offset, which no choice changes: beside an offset of 1e12, objectives that differ by
-1e-6 are the same float. What is shown (trace, progress, solution) includes the offset.
+It searches the problem without its offset, which no choice changes: next to an offset of 1e12, objectives that differ
+by 1e-6 are the same float. What is shown (trace, progress, solution) includes the offset.
 """
 
 from collections.abc import Mapping

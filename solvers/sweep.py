@@ -46,7 +46,7 @@ class SweepPoint:
         budget: upper limit on the use of the resource.
         price: shadow price, i.e. the budget's Lagrange multiplier (≥ 0): the decrease of the dual bound per additional
             unit of the resource, and thus about the gain from a slightly larger budget. If the budget admits only the
-            smallest possible use, the price is not unique, and that of the next larger use is given.
+            smallest possible use, the price is not unique, and the one of the next larger use is given.
         solution: choice, objective, bound, gap, status and usage at this budget.
     """
 
@@ -63,7 +63,7 @@ class SweepPoint:
         """Restore a point from the dictionary that `to_json` returned; ``where`` names its origin in errors.
 
         Raises:
-            FileFormatError: the dictionary is no point.
+            FileFormatError: the dictionary is not a point.
         """
         with FILE_KIND.building(where):
             budget, price = float(json["budget"]), float(json["price"])
@@ -150,7 +150,7 @@ class Sweep:
         """Read a sweep that `save` wrote.
 
         Raises:
-            FileFormatError: the file is no sweep, or of a newer version.
+            FileFormatError: the file is not a sweep, or has a newer version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
@@ -195,7 +195,7 @@ def sweep(
         The curve. Ctrl-C ends the sweep with the points so far; those of a nested sweep are nested without a solver.
 
     Raises:
-        InvalidOptionError: the resource is unknown, or the points are no budgets.
+        InvalidOptionError: the resource is unknown, or the points are not budgets.
         InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
         FileFormatError: ``journal`` is not a journal file.
 

@@ -38,7 +38,7 @@ def read_cqm(path: AnyPath) -> Problem:
     becomes an option with the variable's name.
 
     Raises:
-        FileFormatError: the file is no CQM of this form, or is incomplete.
+        FileFormatError: the file is not a CQM of this form, or is incomplete.
     """
     import dimod
 
@@ -52,7 +52,7 @@ def read_bqm(path: AnyPath) -> Problem:
     """Read a BQM file as a problem with one group per bit and no budget (spins are converted to bits).
 
     Raises:
-        FileFormatError: the file is no BQM, or is incomplete.
+        FileFormatError: the file is not a BQM, or is incomplete.
     """
     import dimod
 
@@ -73,7 +73,7 @@ def read_qubo(path: AnyPath) -> Problem:
     ``#``. A comment ``c offset`` counts only if exactly one number follows.
 
     Raises:
-        FileFormatError: a line is no valid entry, or there are other numbers of entries than the ``p`` line says.
+        FileFormatError: a line is not a valid entry, or the number of entries differs from the ``p`` line.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "other.qubo"

@@ -8,7 +8,7 @@ from formulations.problem import Problem
 from formulations.validation import frozen
 
 LEVELS, FEWEST, MOST = 32, 64, 4096
-"""Steps between the least use and the budget: so many a group, within limits."""
+"""Steps between the least use and the budget: this many per group, within limits."""
 
 LARGEST = 2.0**32
 """Largest count of an option: what is left of a budget may be nothing but a rounding error, and is then no unit."""

@@ -1,4 +1,4 @@
-"""Leave out what is too dear for any choice as good as a known one.
+"""Leave out options that are too expensive for any choice as good as a known one.
 
 A cost of 1e12 that forbids an option leaves no digits for costs of about 1 in a problem scaled by its largest number.
 `cut_off` compares, before any scaling, each option with a known feasible choice: per group, it adds up how much every

@@ -5,8 +5,8 @@
 Results go to stdout, progress and errors to stderr; with ``--json``, stdout contains nothing but JSON. If a file is to
 be written to ``/dev/stdout``, stdout contains nothing but this file, and results go to stderr too. In both cases what
 the caller's modules print goes to stderr. An error is one line with exit code 2 (invalid command line) or 1 (anything
-else); ``--debug`` shows the traceback. Above the error of impossible budgets stands the reason, which ``--json`` prints
-on stdout under ``infeasibility``. Ctrl-C ends with exit code 130. The commands contain no logic: each calls one
+else); ``--debug`` shows the traceback. The error of impossible budgets is preceded by the reason, which ``--json``
+prints on stdout under ``infeasibility``. Ctrl-C ends with exit code 130. The commands contain no logic: each calls one
 function of the library, imported only when it runs.
 """
 

@@ -1,4 +1,4 @@
-"""What measuring a language model takes that is read block by block, printed before it starts."""
+"""Print, before measuring starts, what it takes for a language model that is read block by block."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHOWN = ("comparison.json", "suite.json", "report.json")
 JOURNAL = "run.json"
-FINGERPRINT = 12  # characters that tell problems apart
+FINGERPRINT = 12  # characters that distinguish problems
 MODEL_SUFFIX = ".safetensors"
 READ = (
     "'show' reads the problem, solution, measurement, comparison, sweep, journal, report and model files that "

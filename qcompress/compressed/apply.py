@@ -128,7 +128,7 @@ def _require_same_bytes(measurement: Measurement, choice: list[int], solution: S
         ModelError: it does not, so that it was made from another measurement.
     """
     stated = solution.usage.get("bytes")
-    if stated is None or measurement.sets:  # uses of channels are no sums
+    if stated is None or measurement.sets:  # uses of channels are not sums
         return
     firsts = np.cumsum([0, *map(len, measurement.transforms)])[:-1]
     parts = float(measurement.resources["bytes"][firsts + choice].sum())

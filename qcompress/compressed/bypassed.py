@@ -21,7 +21,7 @@ class Bypassed(nn.Module):
         bias: ``(width,)`` bias that is the output at every position, or None.
         width: 0 if the output is empty; None for zeros of the input's shape. Irrelevant with a bias.
         outputs: see `Bypass`.
-        after: number of dimensions behind that of the bias, such as those of an image.
+        after: number of dimensions after the bias's, such as those of an image.
 
     >>> import torch
     >>> Bypassed(nn.Parameter(torch.ones(2)))(torch.randn(1, 3, 8)).shape
@@ -69,7 +69,7 @@ def first_floating(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
 def bypass_(model: nn.Module, bypasses: Sequence[Bypass]) -> None:
     """Replace modules by their constant output, in place.
 
-    Attention layers behind them move up in the cache of keys and values, whose first place tells the length.
+    Later attention layers move up in the cache of keys and values, because its length is read at the first place.
     """
     for bypass in bypasses:
         reader = None if bypass.reader is None else model.get_submodule(bypass.reader)
@@ -94,7 +94,7 @@ def caching(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _move_up(model: nn.Module) -> None:
-    """Number the places in the cache anew, those of self-attention and of attention to an encoder each by itself."""
+    """Renumber the places in the cache, separately for self-attention and for attention to an encoder."""
     alike: dict[str, list[nn.Module]] = {}
     for path, module in caching(model).items():
         alike.setdefault(re.sub(r"[0-9]+", "", path), []).append(module)

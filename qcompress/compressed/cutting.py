@@ -143,7 +143,7 @@ def _follow(module: nn.Module, gone: Sequence[int]) -> None:
 
 
 def _follow_convolution(module: nn.modules.conv._ConvNd, weight: Tensor, gone: Sequence[int]) -> None:
-    """Groups of which something is left stay, whatever the others lose: inputs, outputs, or all of them."""
+    """Groups with something left stay, whatever the others lose: inputs, outputs, or everything."""
     before = len(weight) + len(gone)
     stay = np.setdiff1d(np.arange(before), gone)
     module.groups = max(len(np.unique(stay // (before // module.groups))), 1)

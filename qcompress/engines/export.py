@@ -61,7 +61,7 @@ def export(
 
 
 def draft_file(engine: Engine, model: nn.Module, draft: Path, example: Any) -> int:
-    """Write the engine's file alone, to a temporary place, and return its bytes; `export` says what is raised.
+    """Write only the engine's file, to a temporary place, and return its bytes; raises the errors of `export`.
 
     Afterwards it is too late to ask: a pipe or device has no size.
     """
@@ -82,10 +82,10 @@ def require_free(engine: Engine, goal: Path, *, own: bool = False) -> None:
     Args:
         engine: the engine.
         goal: the place.
-        own: whether what stands there is of the same run, so that a folder may be replaced too.
+        own: whether an existing file or folder is from the same run, so that a folder may be replaced too.
 
     Raises:
-        EngineError: something else stands there.
+        EngineError: something else exists there.
         FileNotFoundError: the folder around it does not exist.
     """
     require_companions(engine, goal)
@@ -101,7 +101,7 @@ def require_free(engine: Engine, goal: Path, *, own: bool = False) -> None:
 
 
 def other_kind(engine: Engine, path: Path) -> str:
-    """Say that a file stands where the engine has a folder, or the other way round; else an empty string."""
+    """Say that there is a file where the engine writes a folder, or the reverse; else return an empty string."""
     if path.is_dir() if not engine.writes_folder else path.is_file():
         kinds = ("a folder", "a file") if engine.writes_folder else ("a file", "a folder")
         return f"engine {engine.name!r} writes {kinds[0]}, but {path} is {kinds[1]}"

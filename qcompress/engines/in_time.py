@@ -1,9 +1,9 @@
 """Choices that keep a time budget when the whole model runs in the engine.
 
-The predicted time of a choice is a sum over its options, and a solver exploits errors of that sum. The model of its
+The predicted time of a choice is a sum over its options, and a solver exploits errors of that sum. The model with the
 choice is therefore timed as a whole. If it exceeds the budget, the problem is solved again with a budget that is
-smaller by the same ratio. Where the sum is too long for every choice, the one with the shortest sum is timed as well,
-and so are uniform settings: a mixture pays for conversions, which a sum over options tells least truly.
+smaller by the same ratio. If the sum exceeds the budget for every choice, the choice with the shortest sum is timed as
+well, and so are uniform settings: a mixture pays for conversions, which a sum over options predicts worst.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ def with_reachable_time(
         problem: problem with a budget for `LATENCY`.
         seconds: function that times choices.
         solve_for: function that solves a problem.
-        others: choices that keep the other budgets, to time beside the one with the shortest predicted time.
+        others: further choices to time, besides the one with the shortest predicted time; they keep the other budgets.
 
     Raises:
         InfeasibleBudgetError: none of these choices keeps the budget when timed either.

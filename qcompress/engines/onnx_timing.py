@@ -140,7 +140,8 @@ class _Layer:
 def _layers(model: nn.Module, parts: Sequence[Part], timed: Sequence[bool], batch: Any) -> list[_Layer]:
     """The layers of parts; one that the batch does not call, or whose options all take the same time, has no inputs.
 
-    If Linear layers share a weight with an embedding, only they are timed: a lookup takes no time beside a product.
+    If Linear layers share a weight with an embedding, only they are timed: a lookup takes no time compared to a
+        product.
     """
     given: dict[nn.Module, list[Tensor]] = {}
 

@@ -90,7 +90,7 @@ def _by_name(batch: Any, names: Collection[str], wanted: Iterable[str]) -> dict[
 
 
 def like_the_example(session: Any, batch: Any) -> Any:
-    """Return a batch in the form of the example that a file was traced with; itself if the file does not say it.
+    """Return a batch in the form of the example that a file was traced with; itself if the file does not state it.
 
     The graph depends on the names and the order of the inputs, and on sizes that the model looks at.
 

@@ -36,7 +36,7 @@ RESOLUTION = torch.finfo(torch.float32).eps ** 2
 LOWEST = forwards.RULED_OUT / 2
 """Outputs below are scores of excluded classes, which engines give as minus infinity or any number that far away."""
 CHAOTIC = 1.5
-"""Largest difference of outputs, relative to the one that rounding alone makes, of a model that amplifies rounding."""
+"""Largest difference of outputs, relative to the difference by rounding alone, of a model that amplifies rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,7 +167,7 @@ def _layers_timed(
     ]
     watch = stopwatch.Stopwatch(model, paths)
 
-    given = own(batch)  # its tensors once: copying is no part of the model's time
+    given = own(batch)  # its tensors once: copying is not part of the model's time
 
     def run() -> None:
         (forward or forwards.default_forward)(model, own(given, tensors=False))

@@ -1,7 +1,7 @@
 """Find out which dimension of outputs ``(samples, a, b)`` holds the classes.
 
 A language model returns ``(samples, positions, classes)``, a convolution over a sequence ``(samples, classes,
-positions)``. The shape does not tell them apart, but two properties of the network do:
+positions)``. The shape does not distinguish them, but two properties of the network do:
 
 - Probabilities and their logarithms are normalised along the classes.
 - Every class has weights of its own (a row of the last layer), while positions share them: the gradients of two halves

@@ -1,7 +1,7 @@
-"""Tensors that a model computes with but that are none of its parameters and buffers, so that no file holds them.
+"""Tensors that a model computes with but that are not parameters or buffers, so that no file contains them.
 
 They are in plain attributes, in lists, dicts and objects there, or in modules that only such an object holds. What a
-forward pass itself stores there, such as its activations, is no state of the model.
+forward pass itself stores there, such as its activations, is not state of the model.
 """
 
 from typing import Any

@@ -247,7 +247,7 @@ def _why_tried(weight: ModelWeight, calls: list[Calls], blocks: list[Part], *, s
 
 
 def _used_by_block(weight: ModelWeight, counted: Counted) -> str:
-    """Return why a weight of an opened model is no part if its layer is never called."""
+    """Return why a weight of an opened model is not a part if its layer is never called."""
     names = {f"{path}.{weight.site.parameter}".lstrip(".") for path in weight.modules}
     return UNCALLED if counted.used.isdisjoint(names) else USED_BY_BLOCK
 

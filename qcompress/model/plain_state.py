@@ -227,7 +227,7 @@ def _structure(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], tup
 
 
 def _own_arrays(model: nn.Module, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Return those that are no views of parameters or buffers."""
+    """Return those that are not views of parameters or buffers."""
     if not arrays:
         return {}
     memory = Memory(held_tensors(model))

@@ -116,7 +116,7 @@ def _num_kept(num_samples: int) -> int:
 def _to_hold_out(digests: Sequence[bytes]) -> frozenset[bytes]:
     """Return digests whose samples are held out, with their copies: about `SHARE` of all, and no more than half.
 
-    The result is empty if each is that of too many copies.
+    The result is empty if every sample has too many copies.
     """
     counts, total, held = Counter(digests), 0, set()
     wanted, most = _num_kept(len(digests)), min(len(digests) // 2, MAX_KEPT)
@@ -161,7 +161,7 @@ def _whole_batches(data: Iterable[Any], why_not: str) -> Split:
 
 
 class _UnclearError(Exception):
-    """The reason why samples cannot be told apart."""
+    """Why samples cannot be separated."""
 
 
 @dataclass(frozen=True, slots=True)

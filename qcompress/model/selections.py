@@ -1,8 +1,8 @@
-"""Where a model selects by the largest of computed numbers: experts by a router, the k largest activations, codes.
+"""Find where a model selects the largest of computed numbers: experts by a router, the k largest activations, codes.
 
-Such a decision is hard: the outputs jump where it changes, so that no derivative tells what a change of a weight costs.
-It is found by its operations: one that returns places of large or small numbers, of which something makes use. A
-maximum of which only the value is used, as in pooling, is none.
+Such a decision is discrete: the outputs jump where it changes, so no derivative shows what a change of a weight costs.
+It is found by its operations: one that returns indices of large or small numbers, which are used afterwards. A maximum
+whose value alone is used, as in pooling, does not count.
 """
 
 from collections.abc import Iterator

@@ -97,7 +97,7 @@ def effective_paths(
 ) -> set[str]:
     """Return the paths of those weights, among ones whose layer is never called, that still affect outputs.
 
-    In an opened model those in blocks, such as experts, are taken to: their gradients tell.
+    In an opened model, those in blocks, such as experts, are assumed to; their gradients are checked.
     """
     effective = {weight.path for weight in weights if weight.site.weight.is_meta}
     weights = [weight for weight in weights if not weight.site.weight.is_meta]

@@ -308,7 +308,7 @@ def _worth_seeing(
     stated: Problem,
     seconds: Seconds | None,
 ) -> tuple[list[Proposal], str]:
-    """Return the proposals that may be taken, and the name of the one that others have to beat; see `guard_choice`.
+    """Return the proposals that may be taken, and the name of the reference to beat; see `guard_choice`.
 
     With a time budget, that is the uniform setting in time with the least predicted loss: a mixture costs conversions.
     Uniform settings are timed whatever their predicted time, as the measured one decides.
@@ -374,10 +374,10 @@ def _may_be_taken(
 
 
 def with_final_choice(problem: Problem, solution: Solution, best: Proposal | None, run: RunFolder) -> Solution:
-    """Return the solution with the choice that was decided for.
+    """Return and save the solution with the final choice.
 
-    Its bound is that of the solver's problem; it has none if only its measured time keeps the budget, because the bound
-    holds for choices whose predicted time does.
+    It keeps the bound of the solver's problem, except if only its measured time keeps the budget: the bound holds for
+    choices whose predicted time does.
     """
     if best is not None and (best.nearest or (best.choice != solution.choice).any()):
         judged = judge(problem, best.choice)

@@ -50,7 +50,7 @@ def fit_in_turn(
 ) -> nn.Module:
     """Refit the layers of a network with removed channels in turn, if this lowers the held-out loss.
 
-    Codes are then fitted anew. Without held-out samples, the loss on the calibration data decides. Models without
+    Codes are then fitted again. Without held-out samples, the loss on the calibration data decides. Models without
     removed channels are returned unchanged.
     """
     if not measurement.sets:
@@ -95,8 +95,8 @@ def finetune_model(
     """Fine-tune the compressed model with the original as teacher, if steps are requested.
 
     The best step is selected on the held-out samples if there are any, otherwise on the calibration data. Layers that
-    are left out (see `qcompress.measuring.options_by_layer`) stay as they are, unless they lost inputs. An earlier
-    measurement tells only of layers with a matrix, and of none if it holds removed channels.
+    are left out (see `qcompress.measuring.options_by_layer`) stay as they are, unless they lost inputs. A given
+    measurement lists only layers with a matrix, and none if channels were on offer.
     """
     if request.finetune_steps == 0:
         return chosen

@@ -1,4 +1,4 @@
-"""The caller's metric of a model: tried on the original before measuring, and taken of the result."""
+"""The caller's metric of a model: computed for the original before measuring, and for the result."""
 
 import math
 from collections.abc import Callable

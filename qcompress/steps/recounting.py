@@ -1,7 +1,7 @@
-"""What a network with removed channels really takes: its bytes and multiply-accumulates are counted again.
+"""Count the bytes and multiply-accumulates of a network with removed channels.
 
-They are predicted from one trace of the network before. What a network multiplies may depend on the values in it, and a
-trace may miss something; so the report states what was counted, and a difference is a warning.
+They were predicted from one trace of the network before the removal. What a network multiplies may depend on its
+values, and a trace may miss something. So the report states the counts, and warns if they differ from the prediction.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,9 +1,9 @@
-"""The step after the guard: choose once more in the way that won, with the held-out samples added.
+"""The step after the guard: choose again in the winning way, with the held-out samples added.
 
-Held-out samples decide how to choose, as in cross-validation; kept out of the choice itself they would only make it
-worse, most of all where samples are few. So the options are measured on them as well, encoded as they were, and the
-winning problem is solved again with costs averaged over all samples. The reported held-out loss stays that of the
-guard's choice, which had not seen them.
+As in cross-validation, held-out samples decide how to choose; leaving them out of the choice itself would only make it
+worse, most of all with few samples. So the options, encoded as before, are measured on them as well, and the winning
+problem is solved again with costs averaged over all samples. The reported held-out loss remains the one of the guard's
+choice, which had not seen them.
 """
 
 import math
@@ -32,10 +32,10 @@ def choose_again(
     """Repeat the guard's winning way of choosing with the held-out samples added.
 
     Returns:
-        The choice; the guard's, if it follows from no costs (a uniform setting, for example), or where held-out samples
-        must stay unseen (those of ``validation``, or before fine-tuning), and where a choice is more than its predicted
-        loss (the smallest use for a loss, times of whole models, removed channels), or the model is read block by
-        block; or where an option makes outputs for them that are not finite. None without a guard.
+        The choice, or None without a guard. It is the guard's own choice if that does not depend on costs (a uniform
+        setting, for example); if held-out samples must stay unseen (``validation``, or before fine-tuning); if a choice
+        depends on more than its predicted loss (the smallest use for a loss, times of whole models, removed channels);
+        if the model is read block by block; or if an option has outputs on them that are not finite.
     """
     if best is None:
         return None

@@ -247,7 +247,7 @@ def _probabilities(request: Request) -> bool:
 def _name_of(evaluate: Any) -> str:
     """Return the name of a function, also if some of its arguments are given already; ``"metric"`` if it has none."""
     name = getattr(evaluate.func if isinstance(evaluate, partial) else evaluate, "__name__", "")
-    return name if name.isidentifier() else "metric"  # that of a lambda is none
+    return name if name.isidentifier() else "metric"  # a lambda has no name of its own
 
 
 def _smallest(request: Request, outcome: Outcome) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """Trials before measuring: whether the solver takes such problems, and what the caller's batches and loss do.
 
-Measuring a large model takes hours. What can be known before that is found out here.
+Measuring a large model takes hours, so everything that can fail is tried before.
 """
 
 import torch

@@ -23,10 +23,10 @@ SAMPLES = 2
 """Number of samples that are run to trace the channels, and of each of some batches to test the result."""
 
 BATCHES = 4
-"""Number of batches of which samples are tested: the first ones may be silent, constant, or a single word."""
+"""Number of batches with samples to test: the first ones may be silent, constant, or a single word."""
 
 MAX_OUTPUTS = 1 << 25
-"""Number of output values from which no further batch is tested (language models have many a sample)."""
+"""Number of output values after which no further batch is tested (language models have many per sample)."""
 
 
 @outside_modes

@@ -131,7 +131,7 @@ def _bypasses(model: nn.Module, item: CoupledSet, calls: dict[str, _Call]) -> tu
 
 
 def _begins_a_cache(model: nn.Module, item: CoupledSet) -> bool:
-    """Whether a set's attention has the first of several kinds of places in the cache, which tells the text's length.
+    """Whether a set's attention has the first of several kinds of places in the cache, where the length is read.
 
     Other layers can take its place only if all are of one kind.
     """

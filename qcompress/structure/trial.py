@@ -49,7 +49,7 @@ def failing(
         batches: a few samples each.
         forward: how to run them.
         whole: whether to remove all units, in place of some.
-        beside: other sets, of which half of the units are removed as well in a second trial of whole sets.
+        beside: other sets; half of their units are removed as well in a second trial of whole sets.
     """
     rng = np.random.default_rng(0)
 

@@ -118,7 +118,7 @@ def finetune(
 
     Raises:
         OptionsError: there are no steps, the loss needs a teacher but there is none, or a number is outside its range.
-        DataError: there is no batch, or the cache is no place for a file or belongs to another training.
+        DataError: there is no batch, or the cache cannot be written or belongs to another training.
         ModelError: the weights of the model are packed.
 
     >>> from qcompress import compress, mean_loss, prune_quantize

@@ -21,7 +21,7 @@ class KeepChannels(Offer):
     """Keep a share of the channels of every coupled set.
 
     Attributes:
-        keep: share of the channels that stays, below 1; 0 removes sets as a whole where the network goes on without.
+        keep: share of the channels that stays, below 1; 0 removes whole sets where the network works without them.
         granularity: number of channels removed together; the number that stays is a multiple of it if the set is large
             enough.
         scores: one of `SCORES`.

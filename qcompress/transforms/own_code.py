@@ -1,4 +1,4 @@
-"""What stored results depend on besides the values of transforms: the code of those that users write."""
+"""The code of users' own transforms, on which stored results depend besides the transforms' values."""
 
 from collections.abc import Iterable
 from dataclasses import fields

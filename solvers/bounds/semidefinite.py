@@ -66,7 +66,7 @@ class SemidefiniteBound:
         at_least: ``(V,)`` bounds by option; no feasible choice that takes option v has a smaller objective.
         share: ``(V,)`` value of each option in the relaxed solution; sums to 1 in every group.
         iterations: number of iterations of the method.
-        state: state from which the method goes on with the same problem.
+        state: state from which the method continues with the same problem.
     """
 
     value: float
@@ -89,7 +89,7 @@ def semidefinite_bound(
         problem: any problem; an iteration takes the time and memory of an eigenvalue decomposition with V rows.
         target: a sufficient bound (an incumbent's objective), at which the method ends.
         time_limit: maximum time in seconds; at least one iteration is always run.
-        start: the state at which an earlier call ended; it goes on if the problem is the same.
+        start: the state at which an earlier call ended; continued if the problem is the same.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> bound = semidefinite_bound(problem)
@@ -115,7 +115,7 @@ def semidefinite_bound(
 
 
 def useful_within(seconds: float, num_options: int) -> bool:
-    """Whether a useful bound, which takes `USEFUL` checks, is computed in time; one projection tells how fast it goes.
+    """Whether a useful bound, which takes `USEFUL` checks, is computed in time; one projection is timed to find out.
 
     The time of an eigenvalue decomposition differs by a factor of ten between machines, and with what else they run.
 

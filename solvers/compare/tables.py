@@ -163,7 +163,7 @@ class Comparison:
         """Read a comparison that `save` wrote.
 
         Raises:
-            FileFormatError: the file is no comparison, or of a newer version.
+            FileFormatError: the file is not a comparison, or has a newer version.
         """
         return cls.from_json(read_json(path, FILE_KIND.name), str(path))
 
@@ -172,7 +172,7 @@ class Comparison:
         """Restore a comparison from the dictionary that `to_json` returned; ``where`` names its origin in errors.
 
         Raises:
-            FileFormatError: the dictionary is no comparison, or of a newer version.
+            FileFormatError: the dictionary is not a comparison, or has a newer version.
         """
         FILE_KIND.require(json, where)
         with FILE_KIND.building(where):

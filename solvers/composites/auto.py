@@ -55,7 +55,7 @@ GREEDY_SHARE, RELAX_SHARE, LONG_SHARE, PROOF_SHARE, TURN_SHARE = 0.1, 0.25, 0.5,
 the first turns of the others."""
 
 TIGHT_SHARE = 0.8
-"""Fraction for branch and bound where the others find little: without pair terms, or beside a bound that is `TIGHT`."""
+"""Fraction for branch and bound where the others find little: without pair terms, or with a bound that is `TIGHT`."""
 
 WEAK_GAP = 0.1
 """Relative gap above which the long turn is given to annealing, because the bound is weak after its full time."""
@@ -78,7 +78,7 @@ FORBIDDING_SHARE, FORBIDDING_S = 0.5, 0.3
 """Maximum fraction of the remaining time, and maximum time in seconds, for annealing if a choice without forbidding
 costs must be found first."""
 
-FORBIDDING = "costs that forbid options are in the best known choice, and bounds are weak beside them"
+FORBIDDING = "costs that forbid options are in the best known choice, and bounds are weak compared to them"
 
 FIRST = "branch and bound, as few products are open or the dual bound is tight"
 

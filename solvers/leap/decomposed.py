@@ -108,7 +108,7 @@ class Decomposed(QuantumProcessor):
 
         Raises:
             UnsupportedProblemError: a group alone has no room on the processor.
-            InvalidOptionError: `embedding` is no embedding of a complete graph on it.
+            InvalidOptionError: `embedding` is not an embedding of a complete graph on it.
         """
         from solvers.leap.connection import connect
         from solvers.leap.device import Device
@@ -196,7 +196,7 @@ class Decomposed(QuantumProcessor):
 
         Raises:
             UnsupportedProblemError: a group alone has no room on the processor.
-            InvalidOptionError: `embedding` is no embedding of a complete graph on it.
+            InvalidOptionError: `embedding` is not an embedding of a complete graph on it.
         """
         from solvers.leap.device import NoRoomError, NoTimeToEmbedError
         from solvers.leap.embedded import EmbeddedForm

@@ -136,7 +136,7 @@ class Device:
         return None if self._fault(chains, model) else chains
 
     def _fault(self, chains: Embedding, model: Any) -> str:
-        """Say why chains are no embedding of a model on this processor; an empty string if they are."""
+        """Say why chains are not an embedding of a model on this processor; an empty string if they are."""
         if missing := [v for v in model if v not in chains]:
             return f"there is no chain for variable {missing[0]} (variables are numbered from 0)"
         graph = nx.Graph(self.couplers)

@@ -95,7 +95,7 @@ class Job:
         """Read a job file.
 
         Raises:
-            FileFormatError: the file is of another kind, incomplete, or of a newer version.
+            FileFormatError: the file is of another kind, incomplete, or has a newer version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):

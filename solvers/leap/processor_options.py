@@ -21,7 +21,7 @@ def schedule_of(points: Any) -> Schedule:
     """Return the points of an anneal schedule, checked as far as this needs no processor.
 
     Raises:
-        InvalidOptionError: the points are no forward anneal: from (0, 0) to a fraction of 1, times rising, fractions
+        InvalidOptionError: the points are not a forward anneal: from (0, 0) to a fraction of 1, times rising, fractions
             not falling.
 
     >>> schedule_of([[0, 0], [10, 0.4], [30, 0.4], [40, 1]])

@@ -55,7 +55,7 @@ class Library:
 
     Attributes:
         records, choices: the records and their best known choices ``(G,)``, by name.
-        damaged: name and error of each entry of the file that is no record; such a library cannot be saved.
+        damaged: name and error of each entry of the file that is not a record; such a library cannot be saved.
 
     >>> import tempfile
     >>> library = Library(tempfile.mkdtemp())
@@ -97,7 +97,7 @@ class Library:
             self.records[record.name] = record
 
     def require_whole(self) -> None:
-        """Refuse a library with entries that are no records.
+        """Refuse a library with entries that are not records.
 
         Raises:
             FileFormatError: there are such entries; the message gives the first.
@@ -119,7 +119,7 @@ class Library:
         self.records[record.name] = _of_problem(record, self._read(record))
 
     def has(self, name: str) -> bool:
-        """Whether the instance's problem is available, unlike that of a published one whose file is missing."""
+        """Whether the instance's problem is available; it is not if the file of a published one is missing."""
         record = self.records[name]
         return bool(record.family) or not record.file or self._file(record) is not None
 
@@ -175,7 +175,7 @@ class Library:
         """List the errors of a record with valid numbers.
 
         Raises:
-            ValueError: its problem is another one, or its choice is none.
+            ValueError: its problem is another one, or its choice is invalid.
         """
         problem, choice, wrong = self.problem(record.name), self.choices.get(record.name), []
         if choice is None and record.best is not None:
@@ -195,7 +195,7 @@ class Library:
         """Write the records and choices.
 
         Raises:
-            FileFormatError: the library has entries that are no records, which would be lost.
+            FileFormatError: the library has entries that are not records, which would be lost.
         """
         self.require_whole()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def _of_problem(record: Record, problem: Problem) -> Record:
 
 
 def _narrowed(choice: NDArray[Any]) -> NDArray[Any]:
-    """Return a choice in the smallest type that holds it; what is none, which `Library.check` names, as it is."""
+    """Return a choice in the smallest type that holds it; leave invalid ones unchanged, for `Library.check` to name."""
     whole = choice.dtype.kind in "ui" and choice.size and choice.min() >= 0
     return choice.astype(np.min_scalar_type(choice.max())) if whole else choice
 

@@ -52,7 +52,7 @@ class Record:
         >>> Record.read({"name": "a", "origin": "drawn", "best": "3"})
         Traceback (most recent call last):
         ...
-        formulations.errors.FileFormatError: its best '3' is no finite number
+        formulations.errors.FileFormatError: its best '3' is not a finite number
         """
         if not isinstance(entry, Mapping):
             raise FileFormatError(f"a record must be a mapping, found {entry!r}")
@@ -72,11 +72,12 @@ class Record:
         return record
 
     def wrong_numbers(self) -> list[str]:
-        """List the known results and the sums that are no finite numbers; empty if there are none."""
+        """List the known results and the sums that are not finite numbers; empty if there are none."""
         results = {"best": self.best, "bound": self.bound, "literature": self.literature}
         values = {what: value for what, value in results.items() if value is not None}
         values |= {f"sum of {name}": value for name, value in self.sums.items()}
-        return [f"its {what} {value!r} is no finite number" for what, value in values.items() if not _is_finite(value)]
+        wrong = {what: value for what, value in values.items() if not _is_finite(value)}
+        return [f"its {what} {value!r} is not a finite number" for what, value in wrong.items()]
 
     @property
     def gap(self) -> float | None:

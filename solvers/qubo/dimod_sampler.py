@@ -35,7 +35,7 @@ def from_sampler(sampler: object) -> Solver:
         sampler: an instance of ``dimod.Sampler`` (composites are samplers too), or any object with ``sample_cqm``.
 
     Raises:
-        InvalidOptionError: ``sampler`` is no sampler.
+        InvalidOptionError: ``sampler`` is not a sampler.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem

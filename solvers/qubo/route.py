@@ -184,7 +184,7 @@ def sample_rounds(
 
 
 def _enough(search: Search, round_s: float) -> bool:
-    """Whether no further round is to be begun: no time limit, a proven answer, or no time for another round."""
+    """Whether to stop after this round: no time limit, a proven answer, or no time for another round."""
     if np.isinf(search.remaining()) or search.proven():
         return True
     if round_s > search.remaining():

@@ -44,7 +44,7 @@ PARTS = {  # changes of the header, and how many tensors are left out
     "adapter": ({"general.type": "adapter"}, 1, r"is an adapter \(LoRA\), no model: merge it"),
     "first part": ({"split.no": 0, "split.count": 2}, -3, "is part 1 of 2 of a model: merge them"),
     "second part": ({"split.no": 1, "split.count": 2}, 3, "is part 2 of 2 of a model: merge them"),
-    "projector": ({}, 1, "lacks 'token_embd.weight', so it is no language model"),
+    "projector": ({}, 1, "lacks 'token_embd.weight', so it is not a language model"),
 }
 
 

@@ -1,9 +1,9 @@
-"""What llama.cpp's graphs take for granted: a configuration that says otherwise cannot be written to GGUF.
+"""What llama.cpp's graphs assume: a configuration that differs cannot be written to GGUF.
 
 The header of a file holds sizes, epsilons and rotations. Activation functions, which layers have a window, and the like
 are fixed in llama.cpp for every architecture, so a file of a model that computes otherwise would load and give other
-outputs. Invariant: every field that a configuration's class declares is written, or without effect on outputs, or
-assumed here; a field that is none of these must have its default.
+outputs. Invariant: every field that a configuration's class declares is written, has no effect on outputs, or is
+assumed here; any other field must have its default.
 """
 
 from collections.abc import Callable

@@ -134,7 +134,7 @@ def why_not_whole(reader: Any) -> str:
     names = {tensor.name for tensor in reader.tensors}
     if not names:
         return "holds only a vocabulary and no weights: give the file with the model's weights"
-    return "" if "token_embd.weight" in names else "lacks 'token_embd.weight', so it is no language model or encoder"
+    return "" if "token_embd.weight" in names else "lacks 'token_embd.weight', so it is not a language model or encoder"
 
 
 def padded(size_bytes: int) -> int:

@@ -77,7 +77,7 @@ def entries(model: nn.Module, header: Header) -> list[Entry]:
 
 
 def _require_fit(whole: list[Entry], header: Header) -> None:
-    """Raise an error for a model with other sizes than the header says."""
+    """Raise an error if the model's sizes differ from the header's."""
     remedy = "the header must come from the same model: give its folder, or a GGUF file of it, as source"
     blocks = {int(entry.plan.name.split(".")[1]) for entry in whole if entry.plan.name.startswith("blk.")}
     if len(blocks) != (count := header.number("block_count")):
@@ -135,7 +135,7 @@ def _rows(give: Callable[[], Tensor], order: NDArray[np.int64] | None) -> Callab
 
 
 def _order(called: str, header: Header, rows: int) -> NDArray[np.int64] | None:
-    """Return the order in which llama.cpp expects the rows, or None for that of the state dict."""
+    """Return the order in which llama.cpp expects the rows, or None for the state dict's order."""
     kind = called.split(".")[-2] if "." in called else called
     if not header.architecture.interleaved or kind not in ("attn_q", "attn_k"):
         return None

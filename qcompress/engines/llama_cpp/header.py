@@ -1,7 +1,7 @@
 """The header of a model's GGUF file: from a GGUF file of the same model, or from its configuration and tokenizer.
 
-Invariant: a header agrees with the model. What llama.cpp computes and a header cannot say is checked against the
-configuration first, and the values of a given file against those of the configuration.
+Invariant: a header agrees with the model. Settings that are fixed in llama.cpp and not in the header are checked
+against the configuration first, then the values of a given file.
 """
 
 import math
@@ -38,7 +38,7 @@ class Header:
         values: values by name.
         architecture: the architecture in llama.cpp.
         tensors: extra tensors in the model's file besides its weights, such as factors of rotary positions.
-        lacking: why the file it comes from is no whole model, or an empty string.
+        lacking: why the source file is not a whole model, or an empty string.
     """
 
     values: dict[str, Value]
@@ -95,7 +95,7 @@ def header_of(model: nn.Module, source: str) -> Header:
 
     Raises:
         EngineError: the source does not exist or is of another model, the type of the model is unknown, or the model
-            computes what no header can say.
+            computes something that no header expresses.
     """
     config = getattr(model, "config", None)
     known = getattr(config, "model_type", None) in ARCHITECTURES
@@ -185,7 +185,7 @@ def _header_of_file(path: Path) -> Header:
 
 
 def _require_same(header: Header, config: Any, source: str) -> None:
-    """Raise an error for a header that is not that of the model; values that it leaves out are llama.cpp's to derive.
+    """Raise an error if the header is not the model's; values that it omits are derived by llama.cpp.
 
     Raises:
         EngineError: another architecture, or another value.

@@ -1,4 +1,4 @@
-"""How a sentence encoder makes one embedding of its tokens' states, as the folder of sentence-transformers says."""
+"""How a sentence encoder makes one embedding of its tokens' states, as defined in a sentence-transformers folder."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ POOLINGS: Final = {MEAN: "mean", 2: "cls", 3: "lasttoken"}
 
 
 def pooling_type(folder: Path) -> int:
-    """Return GGUF's number for the pooling of a folder; the mean where the folder says nothing.
+    """Return GGUF's number for the pooling of a folder; the mean if the folder names none.
 
     Raises:
         EngineError: the folder asks for another pooling, for several at once, or for layers after it.

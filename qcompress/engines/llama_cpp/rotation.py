@@ -18,7 +18,7 @@ LOCAL_BASE: Final = 10_000.0
 
 
 def rotation_kind(config: Any) -> str:
-    """Return the type of rotation of a transformers configuration; that of layers without a window, if there are two.
+    """Return the type of rotation of a transformers configuration; of two, the one for layers without a window.
 
     >>> rotation_kind(None)
     'default'

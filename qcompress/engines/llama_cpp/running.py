@@ -72,7 +72,7 @@ def _described(path: Path) -> tuple[int, int, bool]:
     """Return the size of the vocabulary, the id of a token of plain letters, and whether the model is an encoder.
 
     Raises:
-        EngineError: the file is no whole model, or has no tokenizer.
+        EngineError: the file is not a whole model, or has no tokenizer.
     """
     reader = opened(path)
     if why := why_not_whole(reader):

@@ -109,7 +109,7 @@ class TogetherGradients(WeightGradients):
         return not (rounding or on_gpu or fits or isinstance(self._loss, CallableLoss))
 
     def _how_many(self, sample: Any, generator: torch.Generator) -> int:
-        """Return how many samples may pass through the blocks together; 0 if the blocks are no chain."""
+        """Return how many samples may pass through the blocks together; 0 if the blocks are not a chain."""
         first, second = (torch.Generator().set_state(generator.get_state()) for _ in range(2))
         direct = Direct(self._model, _shifted(self._candidates, self._model), self._loss, self._forward)
         with Gradients(self._model, direct.candidates, room=0) as gradients:
