@@ -83,7 +83,7 @@ number turns into another one: this is how budgets are handed on that were compu
 
 
 def parse(resource: str, asked: Amount) -> Limit:
-    """Return the limit that a number or text asks for; a limit is returned as it is.
+    """Return the limit that a number or text asks for; a limit is returned unchanged.
 
     Raises:
         OptionsError: the value is not positive, or the resource does not have this unit.

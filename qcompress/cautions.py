@@ -95,8 +95,8 @@ def of_prediction(loss: str, predicted: float, seen: float, helps: str) -> Itera
         factor_words = f" (a factor of {ratio:.3g})" if ratio < math.inf else ""
         if loss.startswith("kl") and seen > INFINITE:
             factor_words = (
-                " (it stands for an infinite one: the smaller model rules out, by minus infinity, what the original "
-                "does not; take the outputs before anything is ruled out, with forward=)"
+                " (in truth it is infinite: the smaller model masks, by minus infinity, what the original does not; "
+                "use the outputs before masking, with forward=)"
             )
         yield (
             f"the loss on held-out samples, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g}"

@@ -46,8 +46,8 @@ def cache_bytes(model: nn.Module, context: int, *, samples: int = 1, number_byte
     directions = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
     if directions == {False}:
         raise ModelError(
-            f"{type(model).__name__} reads texts in both directions and keeps no keys and values: its memory is that "
-            f"of its file, so give a budget for {FILE_BYTES}"
+            f"{type(model).__name__} reads texts in both directions and keeps no keys and values: its memory is the "
+            f"size of its file, so give a budget for {FILE_BYTES}"
         )
     text: Any = config.get_text_config()
     if getattr(text, "kv_lora_rank", None):

@@ -128,16 +128,20 @@ class RunFolder:
         same = not changed and earlier.get("file") == kept.file
         if same and earlier["done"] and file.exists():
             _logger.info("%s: %s is reused", self.path, kept.file)
-            with _damage_told():
+            with _explaining_damage():
                 value = kept.load(file)
             self._note(kept.file, REUSED)
             self.wall_s[step] = earlier["wall_s"]
             return value
         if changed:
-            _logger.info("%s: %s is made again, for another %s", self.path, kept.file, ", ".join(changed))
+            _logger.info("%s: %s is computed again, because of another %s", self.path, kept.file, ", ".join(changed))
             remove(part)
         elif earlier["done"]:
-            _logger.info("%s: %s is made again, as it is gone or another step has written it", self.path, kept.file)
+            _logger.info(
+                "%s: %s is computed again, because it is missing or was overwritten by another step",
+                self.path,
+                kept.file,
+            )
         wall_s = earlier["wall_s"] if same else 0.0
         self._steps[step] = {"key": digests, "file": kept.file, "wall_s": wall_s, "done": False}
         self._write()
@@ -249,7 +253,7 @@ class RunFolder:
                     return
             except OSError as error:
                 raise OptionsError(f"the run folder {path} cannot be written: {error}") from error
-        with _damage_told():
+        with _explaining_damage():
             journal = FILE_KIND.read_json(path / JOURNAL)
         steps, files = journal.get("steps"), journal.get("files", {})
         if not (isinstance(steps, dict) and all(_is_entry(entry) for entry in steps.values())):
@@ -313,7 +317,7 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _damage_told() -> Iterator[None]:
+def _explaining_damage() -> Iterator[None]:
     """Add what to do to an error about the contents of a file of the folder, read inside the block."""
     try:
         yield

@@ -97,7 +97,7 @@ def _imported(module_name: str, path: str) -> Any:
 
 
 def value_of(text: str) -> Any:
-    """Return a Python literal (or ``true``, ``false``) as the value it stands for, any other text as it is.
+    """Return the value of a Python literal (or ``true``, ``false``), and any other text unchanged.
 
     >>> value_of("1_000"), value_of("true"), value_of("cbc")
     (1000, True, 'cbc')

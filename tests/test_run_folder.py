@@ -52,7 +52,7 @@ def test_the_log_says_what_is_reused_and_what_differs(tmp_path: Path, caplog: py
     for key in ({"data": 1, "loss": 2}, {"data": 1, "loss": 2}, {"data": 3, "loss": 2}):
         RunFolder(tmp_path).once("step", Maker(), key=key, kept=KEPT)
     told = [record.message.removeprefix(f"{tmp_path}: ") for record in caplog.records]
-    assert told == ["value.txt is reused", "value.txt is made again, for another data"]
+    assert told == ["value.txt is reused", "value.txt is computed again, because of another data"]
 
 
 def test_a_run_states_which_files_it_wrote_replaced_and_reused(tmp_path: Path) -> None:

@@ -161,8 +161,8 @@ class TextFlags:
             )
         if by_block and method not in (None, METHOD):
             raise typer.BadParameter(
-                f"--method {method} needs the model in memory, and that of hf:FOLDER is read block by block here: only "
-                f"--method {METHOD}, the default, measures it."
+                f"--method {method} needs the model in memory, but hf:FOLDER is read block by block here: use --method "
+                f"{METHOD}, the default."
             )
         import qcompress
         from qcompress.measuring.streamed.forecast import as_bytes

@@ -89,7 +89,7 @@ def apply_(
     Weights that are computed from others (parametrizations) become plain parameters permanently.
     """
     require_changeable(model)
-    require_in_memory(model, "apply_", "apply() returns a smaller model and leaves this one as it is")
+    require_in_memory(model, "apply_", "apply() returns a smaller model and leaves this one unchanged")
     if batch_norm_data is not None:
         batch_norm_data = read_data(batch_norm_data, "batch_norm_data")
     return put_(model, measurement, chosen_transforms(model, measurement, solution), batch_norm_data, forward)

@@ -152,7 +152,7 @@ def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]
         if not found.relative < CHAOTIC * (found.by_rounding or 0.0):
             wrong = (
                 f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
-                f"{engine.tolerance:.2%} at most is to be expected, and rounding alone makes {found.by_rounding:.2%}"
+                f"at most {engine.tolerance:.2%} is expected, and rounding alone makes {found.by_rounding:.2%}"
             )
     return size_bytes, found, wrong, unknown
 

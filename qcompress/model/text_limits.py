@@ -60,5 +60,5 @@ def require_vocabulary(config: Any, place: Path, windows: Windows) -> None:
     if isinstance(known, int) and used >= known:
         raise DataError(
             f"the tokenizer of {place} gives tokens up to {used:,}, but the model's vocabulary ends at {known - 1:,} "
-            "(vocab_size of its configuration): the tokenizer is that of another model"
+            "(vocab_size of its configuration): the tokenizer belongs to another model"
         )

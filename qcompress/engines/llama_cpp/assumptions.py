@@ -56,8 +56,8 @@ def declared_fields(kind: type) -> set[str]:
 def _refused(config: Any, field: str, assumed: str) -> EngineError:
     return EngineError(
         f"the model has {field}={getattr(config, field, None)!r}, but llama.cpp computes models of type "
-        f"{config.model_type!r} with {assumed}, and a GGUF file cannot say otherwise; load the model with that if it "
-        "may compute so, or export it for another engine, such as 'onnxruntime'"
+        f"{config.model_type!r} with {assumed}, and a GGUF file cannot change that; load the model with this setting "
+        "if it is acceptable, or export it for another engine, such as 'onnxruntime'"
     )
 
 

@@ -106,6 +106,6 @@ def _attention_factor(factor: float, scale: float) -> float:
 
 def _refused(field: str, value: Any, assumed: str) -> EngineError:
     return EngineError(
-        f"the {field} is {value!r}, but llama.cpp computes with {assumed}, and a GGUF file cannot say otherwise; "
+        f"the {field} is {value!r}, but llama.cpp computes with {assumed}, and a GGUF file cannot change that; "
         "export the model for another engine, such as 'onnxruntime'"
     )
