@@ -84,7 +84,7 @@ def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
 
     This is for other libraries that write to a path; the rules are those of `replacing`. A file replaces no folder, and
     a folder only an empty folder or a path that does not exist; with ``over_folder``, any folder: it is set aside, and
-    put back if the new one cannot take its place.
+    restored if the new one cannot be moved into place.
 
     Raises:
         OSError: same as in `replacing`.

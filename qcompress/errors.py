@@ -59,7 +59,7 @@ class EngineError(QcompressError, ValueError):
 
 
 class BatchError(EngineError):
-    """Batches that an engine, or the model by itself, does not take."""
+    """Batches that an engine, or the model without ``forward=``, does not accept."""
 
 
 class VerificationError(QcompressError, RuntimeError):

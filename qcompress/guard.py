@@ -294,7 +294,7 @@ class KeptLoss:
         self._true_loss = TrueLoss(model, wider, kept, loss=loss, forward=forward, original=original)
         self._losses = [own for own in (self._true_loss.loss, self._true_loss.loss.softened) if own is not None]
         self._data, self._forward = data, steady(forward)
-        self._given_forward = forward  # a steady one puts running statistics back
+        self._given_forward = forward  # a steady one restores running statistics
         self._batch_norm_data, self._rounding = batch_norm_data, rounding
 
     def __call__(self, proposal: Proposal) -> HeldOutLosses:

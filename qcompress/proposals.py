@@ -2,7 +2,7 @@
 
 The solver's choice is optimal for one prediction. Further proposals use other strengths of the pair terms or none, the
 same setting for all parts, and the solver's pool; choices with compensated codes are also proposed rounded to nearest.
-None of them needs another measurement. `repeated` makes a choice again in the way of a proposal, from more samples.
+None of them needs another measurement. `repeated` repeats the way of a proposal with more samples.
 
 Costs at softened outputs need fewer samples. If a network is confident, a few samples make up most of the loss, and
 which ones they are depends on the draw. With logits divided by a temperature all samples contribute, while small
@@ -154,7 +154,7 @@ def repeated(
     time_limit: float | None = None,
     seed: int = 0,
 ) -> Proposal:
-    """Make the choice again in the way of ``won``, from other costs; return ``won`` itself if that finds none.
+    """Choose again in the way of ``won`` with other costs; return ``won`` itself if that finds no choice.
 
     Args:
         won: a proposal.

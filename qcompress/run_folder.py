@@ -164,7 +164,7 @@ class RunFolder:
             self._note(file, WRITTEN)
 
     def discard(self, file: str) -> None:
-        """Remove a file that this run does not make, so that none of an earlier run is taken for its own."""
+        """Remove a file that this run does not make, so that a file of an earlier run is not mistaken for its own."""
         if self.path is not None:
             remove(self.path / file)
 

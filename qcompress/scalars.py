@@ -62,7 +62,7 @@ def as_seed(value: Any) -> int:
 
 
 def as_flag(value: Any, name: str) -> bool:
-    """Return a boolean; nothing else is taken for one.
+    """Return a boolean; accept nothing else.
 
     Raises:
         OptionsError: ``value`` is not a boolean.

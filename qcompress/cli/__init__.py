@@ -73,7 +73,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options that belong to no command; the program's own help stands where the app is made."""
+    """Take the options that belong to no command; the program's help text is where the app is created."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

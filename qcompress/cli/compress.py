@@ -124,7 +124,7 @@ def compress(
 
 
 def _folder_for_results(model: str, output: Path | None, folder: Path | None, engine: "Engine | None") -> Path:
-    """Return the folder of the run, and say whose results it holds if they are for another engine's file.
+    """Return the folder of the run; print what it holds if that is for another engine's file.
 
     Raises:
         typer.BadParameter: a folder without an engine, where --output is the folder.

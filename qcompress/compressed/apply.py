@@ -195,7 +195,7 @@ def put_(
     batch_norm_data: Iterable[Any] | None = None,
     forward: Forward | None = None,
 ) -> Model:
-    """Put the transform chosen for every part into ``model``, which is the measured one, in place."""
+    """Apply the transform chosen for every part to ``model``, the measured one, in place."""
     compose_(model)
     if measurement.sets:
         remove_chosen_(model, measurement, transforms)

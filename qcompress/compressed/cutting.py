@@ -110,7 +110,7 @@ def _follow_heads(model: nn.Module, before: Mapping[str, Mapping[str, int]]) -> 
             continue
         module = model.get_submodule(path)
         for attribute in SIZES:
-            size = vars(module).get(attribute)  # a property follows by itself
+            size = vars(module).get(attribute)  # a property follows automatically
             if type(size) is int and (smaller := size * min(ratios)).denominator == 1:
                 setattr(module, attribute, int(smaller))
 

@@ -75,7 +75,7 @@ class Emulation:
             self.choice[index] = option
 
     def _cut(self, choice: list[int]) -> None:
-        """Replace the model by one with a choice's channels; they cannot be put back into it."""
+        """Replace the model by one with a choice's channels; removed ones cannot be restored in it."""
         if choice != self.choice:
             transforms = [options[option] for options, option in zip(self._measurement.transforms, choice, strict=True)]
             self.model, self.choice = put_(own_copy(self._whole).eval(), self._measurement, transforms), choice

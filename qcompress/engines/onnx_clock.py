@@ -1,4 +1,4 @@
-"""A clock for ONNX Runtime: puts options into the graph of a model, and times graphs that take turns.
+"""A clock for ONNX Runtime: applies options to the graph of a model, and times graphs that take turns.
 
 With one thread the times are processor time, so that other programs hardly matter; each is the minimum of several runs.
 """

@@ -1,8 +1,8 @@
 """Fit the layers of a smaller network, one after the other, to the outputs of the original's layers.
 
-Each option is compensated by itself, on the inputs of the original network. When many sets are cut at once, every layer
-gets other inputs than it was fitted to. Therefore the layers are visited in the order in which they run, and each is
-fitted by least squares to the outputs of the original's layer, on the inputs it receives in the smaller network
+Each option is compensated separately, on the inputs of the original network. When many sets are cut at once, every
+layer gets other inputs than it was fitted to. Therefore the layers are visited in the order in which they run, and each
+is fitted by least squares to the outputs of the original's layer, on the inputs it receives in the smaller network
 (channel pruning by reconstruction, arXiv 1707.06168). The fit of one layer is described in
 `qcompress.measuring.least_squares`.
 """
@@ -261,7 +261,7 @@ def _called(model: nn.Module, path: str, batch: Any, forward: forwards.Forward |
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         given = args[0] if args else next(iter(kwargs.values()))
-        calls.append((given.clone(), output.clone()))  # they may lie in attributes, which are put back
+        calls.append((given.clone(), output.clone()))  # they may lie in attributes, which are restored
         raise _EnoughError
 
     hook = model.get_submodule(path).register_forward_hook(note, with_kwargs=True)

@@ -252,7 +252,7 @@ def _measured_in_memory(
         )
         measurement = _with_runs(stated, calibration, candidates, sums, run, stop, on_progress)
         Measurement.require_as_before(model, fingerprint)
-    moved = [f"{name} changes while the model runs; it was put back after every pass" for name in sorted(run.moved)]
+    moved = [f"{name} changes while the model runs; it was restored after every pass" for name in sorted(run.moved)]
     measurement = replace(measurement, notes=(*measurement.notes, *moved))
     if cache is not None:
         Path(cache).unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
 The effect of an option on the loss is most accurate near the model that it was measured on. If a choice changes many
 parts substantially, its loss differs from the prediction, and a solver selects exactly those choices for which the
-prediction is too optimistic. So the choice is put into the model and every option is measured again as a change of that
-model, with losses still relative to the original's outputs.
+prediction is too optimistic. So the choice is applied to the model, and every option is measured again as a change of
+that model, with losses still relative to the original's outputs.
 """
 
 import dataclasses

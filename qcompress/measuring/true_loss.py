@@ -130,7 +130,7 @@ class TrueLoss:
         loss, forward, original: same as in `measure`.
 
     Attributes:
-        emulation: the model that choices are put into.
+        emulation: the model that choices are applied to.
         data: the batches.
         loss: the loss.
 

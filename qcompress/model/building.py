@@ -33,7 +33,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 class _LargeOnMeta(TorchFunctionMode):
-    """Put large tensors without values on the meta device.
+    """Move large tensors without values to the meta device.
 
     Weights that were allocated, and released when they are registered, would leave holes in the address space: as many
     bytes as the model has, which counts where a limit is set on it.

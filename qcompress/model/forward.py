@@ -119,12 +119,12 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     """Return a copy of the model's output ``(samples, …)`` for one batch, in float32 unless it is wider.
 
     The model is given a copy of the batch, which it may change. The output is a copy, because the model may return a
-    buffer that the next pass overwrites, or state that is put back. Plain attributes that the pass changed are put back
+    buffer that the next pass overwrites, or state that is restored. Plain attributes that the pass changed are restored
     (see `qcompress.model.plain_state`).
 
     Raises:
         ModelError: the output is not a tensor with a sample dimension, or is not finite; or a plain attribute changed
-            that cannot be put back.
+            that cannot be restored.
         DataError: the batch has another dtype than the weights, and the model does not accept it; or it holds no
             sample, or does not say which positions of a decoder are padding.
     """

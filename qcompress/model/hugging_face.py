@@ -147,7 +147,7 @@ def _generation_of(folder: Path) -> Any:
 def class_of(config: Any) -> type[nn.Module]:
     """Return the class of a configuration's model.
 
-    It is the first of ``architectures``. A configuration that names none is taken for a causal language model if
+    It is the first of ``architectures``. A configuration that names none is assumed to be a causal language model if
     transformers has one of its kind, otherwise for the model without a head.
 
     Raises:

@@ -164,8 +164,8 @@ def open_model(
         folder: folder written by transformers' ``save_pretrained``, with ``config.json`` and safetensors files; with
             ``model``, any folder of safetensors files that hold its state dict. As in transformers, only
             ``model.safetensors`` is read if there is one, or else the files that its index lists. If ``config.json``
-            names no class under ``architectures``, it is taken for a causal language model where transformers has one
-            of its kind.
+            names no class under ``architectures``, it is assumed to be a causal language model where transformers has
+            one of its kind.
         dtype: type to compute in; by default that of ``config.json``, or if it names none that of the files; or that of
             ``model``.
         model: function that returns the module, for a model that is not of transformers. It is called while parameters

@@ -46,7 +46,7 @@ def padding_named(data: Iterable[Any], name: str = "data") -> Iterator[None]:
 def real_positions(batch: Any, output: Tensor) -> Tensor | None:
     """Return which positions of a model's output ``(samples, positions, …)`` are real, as booleans; None if all are.
 
-    All positions of an output of another shape are taken for real.
+    All positions of an output of another shape count as real.
 
     Raises:
         DataError: a sample has no real position.

@@ -1,8 +1,8 @@
 """Read a folder's tensors under the names in a transformers model, also if its files name or split them differently.
 
 Many mixtures of experts are stored with one tensor per expert and matrix, and computed with one tensor for all experts.
-The table of conversions in transformers lists the stored tensors of each weight. A weight is put together when it is
-read, so that only one is in memory at a time.
+The table of conversions in transformers lists the stored tensors of each weight. A weight is assembled when it is read,
+so that only one is in memory at a time.
 """
 
 from collections import defaultdict
@@ -98,7 +98,7 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 
 class ConvertedFiles(WeightFiles):
-    """Tensors in files, some of them renamed or put together from several stored tensors.
+    """Tensors in files, some of them renamed or assembled from several stored tensors.
 
     Args:
         files: the stored tensors.

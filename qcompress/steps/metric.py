@@ -32,7 +32,7 @@ def with_metric_before(request: Request, run: RunFolder) -> Request:
 def metric_of(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:
     """Return the result of the caller's ``evaluate`` for the model ``name`` in evaluation mode; it keeps its own.
 
-    Buffers that it changes, such as running statistics, are put back.
+    Buffers that it changes, such as running statistics, are restored.
 
     Raises:
         OptionsError: it fails, its result is not a finite number, or it changes a parameter.

@@ -26,7 +26,7 @@ from qcompress.transforms.base import Keep, Transform
 
 Choice = tuple[Transform, ...]
 Weights = dict[tuple[str, str], nn.Parameter]
-"""(path of a module, name of its parameter) → the parameter to put there."""
+"""(path of a module, name of its parameter) → its new parameter."""
 
 
 def losses_of(
@@ -156,7 +156,7 @@ def weights_of_choice(
 
 @contextlib.contextmanager
 def placed(model: nn.Module, weights: Weights) -> Iterator[None]:
-    """Put the weights into the model's modules; restore the old ones on exit."""
+    """Set the weights of the model's modules; restore the old ones on exit."""
     places = [(model.get_submodule(path)._parameters, name, new) for (path, name), new in weights.items()]
     before = [parameters[name] for parameters, name, _ in places]
     try:

@@ -164,7 +164,7 @@ def test_attributes_by_which_one_pass_affects_the_next_are_named() -> None:
     before = model.state
     for method in ("fisher", "direct", "sampled"):
         measurement = measure(model, data, OPTIONS, method=method, loss="mse")
-        assert measurement.notes == ("state changes while the model runs; it was put back after every pass",)
+        assert measurement.notes == ("state changes while the model runs; it was restored after every pass",)
         assert model.state is before
 
 

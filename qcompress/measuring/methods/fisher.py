@@ -316,7 +316,7 @@ class Fisher:
     def _add_tried(
         self, effects: NDArray[np.float32], batch: Any, probes: list[Tensor], reference: Tensor | None
     ) -> dict[int, float]:
-        """Put in the results of direct evaluation; returns flat option → loss increase of the batch."""
+        """Set the results of direct evaluation; return flat option → loss increase of the batch."""
         tried = sorted(self.reasons.keys() - self._stacks)
         parts = [part for index in tried for part in self._candidates.layers[index].parts]
         risen: dict[int, float] = {}
