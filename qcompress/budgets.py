@@ -78,8 +78,8 @@ class Limit:
 
 
 Amount = float | str | Limit
-"""A budget as given by the user: a number, or text such as ``"15%"`` and ``"120 kB"``; or a limit, which no size of a
-number turns into another one: this is how budgets are handed on that were computed."""
+"""A budget as given by the user: a number, or text such as ``"15%"`` and ``"120 kB"``; or a `Limit`, which is
+unambiguous whatever its size: computed budgets are passed on in this form."""
 
 
 def parse(resource: str, asked: Amount) -> Limit:

@@ -127,10 +127,10 @@ def of_selections(measurement: Measurement, helps: str) -> Iterator[str]:
 
 
 def of_certainty(doubt: float | None) -> Iterator[str]:
-    """Warn if the original is sure of all held-out samples, so that what it is unsure of is not among them.
+    """Warn if the original is sure of all held-out samples, which then include none that it is unsure of.
 
     Args:
-        doubt: wrong answers to expect of it on these samples, or None where the loss knows no probabilities.
+        doubt: its expected number of wrong answers on these samples, or None if the loss has no probabilities.
     """
     if doubt is not None and doubt < DOUBT:
         yield (

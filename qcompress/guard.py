@@ -176,8 +176,8 @@ def guard(
         first: proposals to try, see `proposals`; those over budget are skipped.
         seen_of: function that returns a proposal's losses on held-out samples, see `KeptLoss`.
         base: name of the reference proposal, which others have to beat; the first proposal if none has this name.
-        is_finite: function that says whether the outputs are finite on the other samples, too. Only the best is asked;
-            if they are not, it counts as failed, and the next one is.
+        is_finite: function that says whether the outputs are finite on the other samples, too. Only the best proposal
+            is checked; if its outputs are not finite, it counts as failed, and the next one is checked.
     """
     known: dict[tuple[bytes, tuple[int, ...]], HeldOutLosses] = {}
 

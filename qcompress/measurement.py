@@ -228,7 +228,7 @@ class Measurement:
         """Check that a model, after all passes over the data, still has the fingerprint that it had before.
 
         Raises:
-            ModelError: it has not.
+            ModelError: the fingerprint has changed.
         """
         if cls.fingerprint_of(model) != fingerprint:
             raise ModelError(

@@ -46,7 +46,7 @@ def accumulate(
     stop: Stop = NEVER,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Sums:
-    """Sum costs and effects over all batches; resumes from the cache file if it belongs to this measurement.
+    """Sum costs and effects over all batches; resume from the cache file if it belongs to this measurement.
 
     Args:
         model: model whose weights the options change.

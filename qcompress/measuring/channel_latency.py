@@ -1,9 +1,9 @@
 """Seconds that a batch takes with fewer units of a coupled set, such as heads of an attention layer or units of an MLP.
 
 What a removed unit saves is spread over several layers and the operations between them, so it is timed on the whole
-network. The sets that do the same work, such as the MLPs of all blocks, are cut alike in one copy. It runs in turn with
-the original, and each set gets an equal share of the difference. That is many times larger than for one set, and noise
-hardly matters. The times of sets add up only if no weight lies along two of them (`require_separate`).
+network. The sets that do the same work, such as the MLPs of all blocks, are cut equally in one copy, which takes turns
+with the original, and each set gets an equal share of the difference. The difference is many times larger than for one
+set, so noise hardly matters. The times of sets add up only if no weight lies along two of them (`require_separate`).
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence

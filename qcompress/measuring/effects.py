@@ -68,7 +68,7 @@ def softened_costs(
 
 
 def exact_effects(loss: Loss, changes: Tensor, points: list[Tensor], batch: Any) -> Iterator[NDArray[np.floating]]:
-    """Matrices ``(V, columns)`` whose Gram matrices add up to the second-order terms of the batch.
+    """Return matrices ``(V, columns)`` whose Gram matrices add up to the second-order terms of the batch.
 
     Args:
         loss: the loss whose Hessian is used.
@@ -95,7 +95,7 @@ def curvature_points(
 def likely_choices(
     cost: NDArray[np.float64], size_bytes: NDArray[np.float64], offsets: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
-    """Choices (as flat options) that are cheapest at `NUM_PRICES` prices per byte, from mild to harsh.
+    """Return choices (as flat options) that are cheapest at `NUM_PRICES` prices per byte, from mild to harsh.
 
     >>> likely_choices(np.array([0, 1, 9.0]), np.array([40, 20, 10.0]), np.array([0, 3]))[-1].tolist()
     [1]

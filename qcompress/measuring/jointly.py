@@ -184,7 +184,7 @@ def join(
 def _decisions(
     removals: Removals, coded: Sequence[CodedLayer], codes: Sequence[tuple[Transform, ...]]
 ) -> list[_Decision]:
-    """Return a decision for every set, with the layers that are at home there, and one for every other layer."""
+    """Return a decision for every set, with the layers that belong to it, and one for every other layer."""
     decisions = []
     for place, options in enumerate(removals.transforms):
         layers = tuple(index for index, layer in enumerate(coded) if layer.home == place)
@@ -225,7 +225,7 @@ def _combination(
 def _cost(chosen: NDArray[np.int64], cost: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return ``(options,)`` costs of combinations ``(options, measured options)``: sums and pair terms within."""
     before, together = np.zeros((len(chosen), rows.shape[1])), np.zeros(len(chosen))
-    for member in chosen.T:  # squares of sums would lose the products of short rows beside a long one
+    for member in chosen.T:  # squares of sums would lose the products of short rows next to a long one
         together += np.einsum("or,or->o", before, rows[member])
         before += rows[member]
     return np.asarray(cost[chosen].sum(axis=1) + PAIR_STRENGTH * together)

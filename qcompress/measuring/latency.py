@@ -218,7 +218,7 @@ def _likeness(module: nn.Module, calls: list[stopwatch.TimedCall]) -> Hashable:
 def _ratios(
     module: nn.Module, shapes: list[Shape], calls: list[stopwatch.TimedCall], repeats: int
 ) -> dict[Shape, float]:
-    """Time of factors of the given shapes in place of ``module``, relative to the module's own time.
+    """Return the time of factors of the given shapes in place of ``module``, relative to the module's own time.
 
     All candidates are run in turn, in a different order every time, so that disturbances affect them equally. The
     values in the factors do not matter for the time, so constants are used.

@@ -20,7 +20,7 @@ CONSTANT = 1e-5
 """Share of the squares of its terms below which a variance is rounding: the channel is constant, and is not scaled."""
 
 MOST_WIDENED = 4.0
-"""Largest factor between two variances of a channel that is made up for."""
+"""Largest factor between two variances of a channel that scaling compensates."""
 
 
 def _zero() -> Tensor:
@@ -67,7 +67,7 @@ class LayerSums:
         return float(((weight @ self.moments - 2 * self.cross) * weight).sum())
 
     def widened(self, weight: Tensor) -> Tensor:
-        """Return the weight scaled by channel: outputs vary by the geometric mean of what they do and are wanted to."""
+        """Return the weight scaled by channel, to the geometric mean of the actual and the wanted spread of outputs."""
         mean = (weight @ self.inputs[..., None])[..., 0] / self.count
         own = ((weight @ self.moments) * weight).sum(-1) / self.count - mean.square()
         wanted = self.squares / self.count - (self.outputs / self.count).square()
@@ -80,7 +80,7 @@ class LayerSums:
 def fitted(before: Tensor, folds: Sequence[LayerSums], *, last: bool) -> Tensor:
     """Return the fitted weight, with the ridge term that is best on samples not fitted to; or ``before`` if none is.
 
-    A layer may have more inputs than the data has independent samples: then its own error says little.
+    A layer may have more inputs than the data has independent samples: then its own error means little.
     """
     reached = [fold for fold in folds if fold.count]
     if not reached:

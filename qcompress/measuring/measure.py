@@ -87,8 +87,8 @@ def measure(
             channel.
         skip: patterns of names of layers that are not compressed, such as ``("lm_head", "*.norm*")``. Channels that
             such a layer makes or reads stay, because it would change with them.
-        only: patterns of names of the only layers to compress; None for all. Channels may go that only such layers
-            make; the layers that read them lose these inputs.
+        only: patterns of names of the only layers to compress; None for all. Channels may be removed if only such
+            layers make them; the layers that read them lose these inputs.
         method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: the true loss increase of
             every option, one partial forward pass per option and batch; in half precision a small increase is lost in
             the rounding of the outputs. ``"sampled"``: one backward pass per sample for all options, from weight
@@ -105,7 +105,7 @@ def measure(
             worker processes use one thread each and sums over several threads may round differently.
         original: the network whose outputs losses are relative to, if ``model`` is a smaller network made from it; for
             channels.
-        cache: file for the sums so far, beside which a folder ``….codes`` keeps the encoded options; an interrupted
+        cache: file for the sums so far, next to a folder ``….codes`` with the encoded options; an interrupted
             measurement resumes from both, and they are deleted at the end. For an opened model a folder.
         memory: memory limit of the process while an opened model is measured, such as ``"4 GB"``; if the largest block
             does not fit, an error is raised before any long computation.

@@ -102,7 +102,7 @@ def kept_units(item: CoupledSet, options: Iterable[Transform]) -> list[int]:
 
 
 def parts_of_sets(model: nn.Module, sets: Sequence[CoupledSet]) -> tuple[Part, ...]:
-    """Sets as parts; their modules are the layers that read the set, because changes take effect from there on."""
+    """Return sets as parts; their modules are the layers that read the set, where changes take effect."""
     tensors = {item.name: item.tensor for item in held_tensors(model)}
     parts = []
     for item in sets:

@@ -72,7 +72,7 @@ def _irreplaceable(
 
 
 def _at_fault(layers: Mapping[str, nn.Module], why_not: Callable[[Iterable[nn.Module]], str]) -> dict[str, str]:
-    """Return the layers that cannot be replaced, found by halves: all of some that fail only together."""
+    """Return the layers that cannot be replaced, found by bisection; if some fail only together, all of them."""
     why = why_not(layers.values())
     if not why or len(layers) == 1:
         return dict.fromkeys(layers, why) if why else {}
@@ -141,7 +141,7 @@ def _why_more(layer: nn.Module) -> str:
 
 
 def _why_not(model: nn.Module, layers: Iterable[nn.Module], batch: Any, run: Steady, expected: Tensor) -> str:
-    """Return why the model does not run alike with modules in place of layers, or an empty string."""
+    """Return why the model gives other outputs with modules in place of layers, or an empty string."""
     try:
         with _replaced(layers):
             output = forwards.run(model, batch, run)

@@ -43,7 +43,7 @@ def formulate_problem(request: Request, run: RunFolder, measurement: Measurement
         request: settings of the run.
         run: its folder.
         measurement: source of the problem.
-        timed: whether whole choices are timed, so that a time budget may be kept against all predictions.
+        timed: whether whole choices are timed, so that a time budget may be met although no prediction meets it.
 
     Raises:
         InfeasibleBudgetError: no choice is within the budgets.

@@ -78,7 +78,7 @@ def fit_in_turn(
             )
             lower = measured(fitted, judged) < before
             return fitted if lower and math.isfinite(measured(fitted, calibration.data)) else chosen
-        except NotFiniteError:  # the fit has outputs that are not finite, and what was chosen need not
+        except NotFiniteError:  # the fit has outputs that are not finite; the choice may have none
             return chosen
 
     return run.once(

@@ -72,7 +72,7 @@ def choose_again(
 
 
 def finite_choice(request: Request, best: Guarded | None) -> Proposal | None:
-    """Return the guard's choice if its outputs are known to be finite on all data, unlike those of what came after it.
+    """Return the guard's choice if its outputs are known to be finite on all data, unlike those of later steps.
 
     None if there is no such choice, or the model was fine-tuned or is opened (see `choose_again`).
     """

@@ -40,7 +40,7 @@ def settle(tracer: Tracer) -> tuple[Nodes, dict[int, str]]:
 
 
 def _keep_grid(tracer: Tracer, labels: Tensor, dims: tuple[int, ...], roots: Nodes) -> None:
-    """One dimension was split into several: removal must follow one of them, so join along all but the last."""
+    """Join along all but the last of the dimensions that one was split into: removal must follow one of them."""
     item_roots = roots[compacted(labels)]
     along = [dim for dim in dims if (item_roots != np.take(item_roots, [0], axis=dim)).any()]
     for dim in along[:-1]:
@@ -48,7 +48,7 @@ def _keep_grid(tracer: Tracer, labels: Tensor, dims: tuple[int, ...], roots: Nod
 
 
 def _keep_shared(tracer: Tracer, labels: Tensor, parameter: Tensor, roots: Nodes) -> None:
-    """A parameter that several parts share stays whole if whole parts are removed, and follows what all parts lose."""
+    """Let a parameter that several parts share stay whole if whole parts go, and follow what all parts lose."""
     item_roots = roots[compacted(labels)]
     along = [dim for dim in range(parameter.ndim) if varies(parameter, dim)]
     if any((item_roots != np.take(item_roots, [0], axis=dim)).any() for dim in along):
@@ -58,7 +58,7 @@ def _keep_shared(tracer: Tracer, labels: Tensor, parameter: Tensor, roots: Nodes
 
 
 def _keep_pieces(tracer: Tracer, labels: Tensor, dim: int, pieces: list[tuple[int, int, int]], roots: Nodes) -> None:
-    """Equal pieces that cover a dimension lose the same positions; otherwise nothing may be removed."""
+    """Let equal pieces that cover a dimension lose the same positions; otherwise nothing may be removed."""
     whole = compacted(labels)
     whole_roots = roots[whole]
     if not (whole_roots != np.take(whole_roots, [0], axis=dim)).any():

@@ -78,7 +78,7 @@ def _failing_elsewhere(
     traced: set[str],
     forward: forwards.Forward | None,
 ) -> dict[str, str]:
-    """For each set (by name) that fails on a batch with layers that the traced batch does not call, the reason."""
+    """Return why sets (by name) fail on a batch with layers that the traced batch does not call."""
     failed: dict[str, str] = {}
     waiting = _others(model, traced)
     for other in data if waiting and sets else ():
@@ -100,7 +100,7 @@ def _called(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> s
 
 
 def _tested(model: nn.Module, data: Iterable[Any], traced: set[str], forward: forwards.Forward | None) -> list[Any]:
-    """Samples from all over each of the first batches; of those that call no layers which were not traced."""
+    """Return samples from all over each of the first batches; only of those that call no untraced layers."""
     batches, outputs, others = list[Any](), 0, _others(model, traced)
     for index, batch in enumerate(itertools.islice(data, BATCHES)):
         if outputs >= MAX_OUTPUTS:

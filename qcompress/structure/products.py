@@ -26,7 +26,7 @@ def varies(labels: Tensor, dim: int) -> bool:
 
 
 def axis(seen: TracedTensor, dim: int, taken: Sequence[int] = ()) -> int | None:
-    """The only dimension of a parameter that runs along ``dim`` of the tensor derived from it, and along no other."""
+    """Return the only dimension of a parameter along ``dim`` of the tensor derived from it, and along no other."""
     size = seen.tensor.shape[dim]
     fitting = []
     for dimension, places in enumerate(seen.places):
@@ -37,7 +37,7 @@ def axis(seen: TracedTensor, dim: int, taken: Sequence[int] = ()) -> int | None:
 
 
 def nodes_along(tracer: Tracer, seen: TracedTensor, dimension: int, dim: int) -> Nodes:
-    """The nodes of a parameter's dimension that run along ``dim`` of the tensor derived from it, such as a slice."""
+    """Return the nodes of a parameter's dimension along ``dim`` of the tensor derived from it, such as a slice."""
     places = seen.places[dimension].movedim(dim, -1)
     while places.ndim > 1:
         places = places[0]
@@ -58,7 +58,7 @@ def read_nodes(tracer: Tracer, labels: Tensor | None, dim: int, nodes: Nodes) ->
 
 
 def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Channels along dimension 1; groups keep equal numbers of channels, in a depthwise convolution one each."""
+    """Read channels along dimension 1; groups keep equal numbers of channels, in a depthwise convolution one each."""
     given, weight, bias = args[0], tracer.seen(args[1]), tracer.seen(args[2])
     transposed, groups = args[6], args[8]
     labels = tracer.labels(given)
@@ -105,7 +105,7 @@ def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], o
 
 
 def matrix_product(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """A matrix product, batched or not, of activations with a weight or with other activations; with a bias."""
+    """Multiply activations with a weight or with other activations, batched or not; with a bias."""
     added = func._overloadpacket in (aten.addmm, aten.baddbmm)
     bias, first, second = args[:3] if added else (None, *args[:2])
     left, right = tracer.seen(first), tracer.seen(second)
@@ -126,7 +126,7 @@ def matrix_product(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any]
 def weighted(
     tracer: Tracer, given: Tensor, weight: TracedTensor, output: Tensor, bias: Tensor | None, *, turned: bool
 ) -> None:
-    """Channels times a weight ``(inputs, outputs)``; if turned, a weight ``(outputs, inputs)`` times channels."""
+    """Multiply channels by a weight ``(inputs, outputs)``; if turned, a weight ``(outputs, inputs)`` by channels."""
     inner, outer = (-1, -2) if turned else (-2, -1)
     rank, labels, nodes = weight.tensor.ndim, tracer.labels(given), tracer.nodes
     read = axis(weight, rank + inner)

@@ -25,7 +25,7 @@ def rule_of(func: Any) -> Rule | None:
 
 
 def pointwise(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """Values at the same position are joined; values that are not channels must not vary along channels."""
+    """Join values at the same position; values that are not channels must not vary along channels."""
     if not isinstance(output, Tensor):
         for value in tree_leaves((args, kwargs)):
             tracer.block(value, f"the operation {func} is not supported")
@@ -80,7 +80,7 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor) -> Tensor:
 
 
 def labels_of_source(tracer: Tracer, seen: TracedTensor, labels: Tensor) -> Tensor | None:
-    """The nodes of a parameter that is combined elementwise with channels ``labels``; None if they are ambiguous."""
+    """Return the nodes of a parameter combined elementwise with channels ``labels``; None if they are ambiguous."""
     along = [dim for dim in range(labels.ndim) if products.varies(labels, dim)]
     lead = labels.ndim - seen.tensor.ndim
     fitting = []
@@ -149,7 +149,7 @@ def _or_zeros(tracer: Tracer, value: Tensor) -> Tensor:
 
 
 def pad(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """Pad with constants: along positions (even one) they belong to the channel, along channels they are none."""
+    """Pad with constants: along positions (even one) they belong to the channel, along channels to no channel."""
     labels, pads = tracer.labels(args[0]), list(args[1])
     if labels is None:
         move(tracer, func, args, kwargs, output)
@@ -163,7 +163,7 @@ def pad(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: A
 
 
 def view(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """A move that may split a dimension into several; the remaining channels must form a complete grid."""
+    """Move values by a view, which may split a dimension; the remaining channels must form a complete grid."""
     if not isinstance(args[1], (list, tuple)):  # to another type
         tracer.block(args[0], f"the operation {func} is not supported")
         return
@@ -175,7 +175,7 @@ def view(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
 
 
 def piece(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """A move of some indices of a dimension, hard-coded in the model's code."""
+    """Move some indices of a dimension, hard-coded in the model's code."""
     labels = tracer.labels(args[0])
     move(tracer, func, args, kwargs, output)
     if labels is None:
@@ -188,7 +188,7 @@ def piece(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output:
 
 
 def pieces_of(func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> list[tuple[int, int, int, int]]:
-    """Dimension, first index, length and step of every piece."""
+    """Return dimension, first index, length and step of every piece."""
     packet, size = func._overloadpacket, args[0].shape
     names = {"slice": ("dim", "start", "end", "step"), "select": ("dim", "index"), "unbind": ("dim",)}
     given = dict(zip(names.get(packet.__name__, ("size", "dim")), args[1:], strict=False)) | kwargs
@@ -208,7 +208,7 @@ def pieces_of(func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> lis
 
 
 def pick(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """A move by index tensors, which is not supported along channels."""
+    """Move by index tensors, which is not supported along channels."""
     labels, seen = tracer.labels(args[0]), tracer.seen(args[0])
     if seen is not None and seen.places and func._overloadpacket is not aten.index_select:
         tracer.block(args[0], f"the operation {func} is not supported on weights")
@@ -224,7 +224,7 @@ def pick(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
 
 
 def copy(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Values are overwritten by others."""
+    """Overwrite values by others."""
     labels = tracer.labels(args[1])
     if tracer.labels(args[0]) is not None or (tracer.seen(args[0]) is not None):
         tracer.block(args[0], "overwritten")
@@ -266,7 +266,7 @@ def along(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output:
 
 
 def pool(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Windows over positions, which are the trailing dimensions after the channels."""
+    """Reduce windows over positions, which are the trailing dimensions after the channels."""
     labels, item = tracer.labels(args[0]), output if isinstance(output, Tensor) else output[0]
     if labels is None:
         return
@@ -278,7 +278,7 @@ def pool(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
 
 
 def _normalised(tracer: Tracer, item: Any, values: Sequence[Any]) -> tuple[Tensor | None, list[TracedTensor]]:
-    """Labels of the normalised tensor, and the parameters among ``values``; blocks them if it has no labels."""
+    """Return labels of the normalised tensor, and parameters among ``values``; block them if it has no labels."""
     labels, parameters = tracer.labels(item), [seen for value in values if (seen := tracer.seen(value)) is not None]
     if labels is None:
         for seen in parameters:
@@ -287,7 +287,7 @@ def _normalised(tracer: Tracer, item: Any, values: Sequence[Any]) -> tuple[Tenso
 
 
 def batch_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Every channel is normalised separately, with one number of each parameter."""
+    """Normalise every channel separately, with one number of each parameter."""
     labels, parameters = _normalised(tracer, args[0], args[1:5])
     if labels is None:
         return
@@ -302,7 +302,7 @@ def batch_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], ou
 
 
 def layer_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """The last dimensions are normalised together, so they must belong to one unit (such as a head)."""
+    """Normalise the last dimensions together, so they must belong to one unit (such as a head)."""
     labels, parameters = _normalised(tracer, args[0], args[2:4])
     if labels is None:
         return
@@ -314,7 +314,7 @@ def layer_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], ou
 
 
 def group_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Channels are normalised in groups; a group is kept or removed as a whole."""
+    """Normalise channels in groups; a group is kept or removed as a whole."""
     labels = tracer.labels(args[0])
     parameters = [seen for value in args[1:3] if (seen := tracer.seen(value)) is not None]
     groups = next(value for value in reversed(args) if isinstance(value, int) and not isinstance(value, bool))
@@ -332,7 +332,7 @@ def group_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], ou
 
 
 def glu(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """One half times the sigmoid of the other."""
+    """Multiply one half by the sigmoid of the other."""
     labels = tracer.labels(args[0])
     if labels is None:
         tracer.block(args[0], "not supported on weights")
@@ -342,7 +342,7 @@ def glu(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: A
 
 
 def like(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Constants of another tensor's shape have as many channels; those of a shape in numbers have none."""
+    """Create constants: with another tensor's shape they have its channels, with a shape in numbers none."""
     labels = tracer.labels(args[0])
     if labels is not None and labels.shape == output.shape:
         tracer.mark(output, labels)

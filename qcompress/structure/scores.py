@@ -145,7 +145,7 @@ def elimination_order(
 
 
 def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str, NDArray[np.int64]]]:
-    """For each layer (by path) and set (by name) the indices ``(units, per unit)`` of the layer's inputs in the set."""
+    """Return by layer (path) and set (name) the indices ``(units, per unit)`` of the layer's inputs in the set."""
     places: dict[str, dict[str, NDArray[np.int64]]] = {}
     names = {held.name: held.tensor for held in held_tensors(model)}
     owners: dict[int, list[str]] = {}
@@ -168,7 +168,7 @@ def places_of(places: Mapping[str, Mapping[str, NDArray[np.int64]]], name: str) 
 def _watched(
     model: nn.Module, paths: list[str], batch: Any, forward: forwards.Forward | None
 ) -> tuple[list[tuple[str, Tensor, Tensor]], Tensor]:
-    """Run with gradients; returns every call of the layers with its input and output, and the model's output.
+    """Run with gradients; return every call of the layers with its input and output, and the model's output.
 
     Calls that take or give something else than one tensor, or are inside a function transform, are left out.
     """
@@ -207,7 +207,7 @@ def _channel_dim(module: Any) -> int:
 
 
 def _per_sample(values: Tensor, dim: int, samples: int) -> Tensor:
-    """Sum over positions; returns ``(samples, channels)``.
+    """Sum over positions, to ``(samples, channels)``.
 
     Samples are the first dimension, or else the second one, or else flattened with positions, sample by sample and each
     with about as many.
@@ -221,7 +221,7 @@ def _per_sample(values: Tensor, dim: int, samples: int) -> Tensor:
 
 
 def _read(module: nn.Module, shares: Tensor) -> Tensor:
-    """Index by the weight's reading dimension, which the groups of a convolution share."""
+    """Sum shares over the groups of a convolution, which share the weight's reading dimension."""
     groups = getattr(module, "groups", 1)
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     return shares if groups == 1 or transposed else shares.view(len(shares), groups, -1).sum(1)

@@ -41,7 +41,7 @@ def failing(
     whole: bool = False,
     beside: Sequence[CoupledSet] = (),
 ) -> dict[str, str]:
-    """For each set (by name) where removing units differs from masking them, the reason.
+    """Return why removing units differs from masking them, for each set (by name) where it does.
 
     Args:
         model: the model.
@@ -116,7 +116,7 @@ def _outputs(model: nn.Module, batches: Sequence[Any], forward: forwards.Forward
 
 
 def _tolerance(outputs: Tensor, precision: float = FLOAT32) -> Tensor:
-    """Differences up to which outputs ``(samples, ...)`` are the same, computed with a relative ``precision``.
+    """Return the differences up to which outputs ``(samples, ...)`` of relative ``precision`` are the same.
 
     They are relative to what varies: a constant much larger than that, or another output, must not hide it.
     """

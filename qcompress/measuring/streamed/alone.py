@@ -56,7 +56,7 @@ class RunsByBlock:
     def rises(self, tell: Callable[[int], None]) -> tuple[NDArray[np.float64], list[int], float] | None:
         """Return ``(runs, samples)`` loss increases (NaN if not finite), sample sizes, and the increase by rounding.
 
-        None if a block in half precision runs in no other.
+        None if a block in half precision does not run in float32.
 
         Args:
             tell: called with the number of blocks that are done.

@@ -79,7 +79,7 @@ def forecast_of(
 
 
 def needed_bytes(base: int, units: Sequence[UnitForecast]) -> int:
-    """Return the memory that a process needs which uses ``base`` bytes already, for the largest of the units."""
+    """Return the memory that a process with ``base`` bytes in use needs for the largest of the units."""
     return base + COMPILING + max(unit.total for unit in units)
 
 
