@@ -17,6 +17,7 @@ from qcompress.engines.export import ExportedFile
 from qcompress.engines.verify import Verification
 from qcompress.errors import OptionsError, ResultNotFiniteError
 from qcompress.formulation import pair_strength
+from qcompress.identity import identified_once
 from qcompress.measurement import Measurement, require_measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.measure import require_method
@@ -201,7 +202,7 @@ def compress(
     """
     arguments = Arguments(**locals())
     request, run = _checked(arguments)
-    with padding_named(request.kept, "validation"), padding_named(request.data):
+    with identified_once(), padding_named(request.kept, "validation"), padding_named(request.data):
         request = steps.hold_out_samples(request, run)
         if request.rounds > 1:
             return steps.compress_in_rounds(

@@ -1,24 +1,30 @@
 """Digests of values: equal across processes for equal values, with a list of everything that could not be inspected.
 
 An interrupted run resumes only if nothing that it depends on has changed. Numbers, tensors, containers, models,
-functions (their code, defaults, closure and the functions they call), modules of the user and plain objects are
-inspected; classes count besides contents, so a list is not a tuple. Everything from Python's standard library or an
-installed package is identified by its name, including the private attributes that it keeps in modules. What cannot be
-inspected (a lock, an open file, compiled code, what is looked up with ``globals``, ``eval`` or ``import_module``) is
-listed in `Identity.unchecked`, so that the caller can warn. So are several objects of one class in a set, which has no
-order that is the same in every process, and attributes and globals that a model's own code writes in a forward pass,
-unless they are empty: counters and stored activations must not count, but a state that the output depends on looks the
-same. What an object hides from `pickle` and what was registered within a library are not seen.
+functions and plain objects are inspected with all that they hold. Code of the user counts by its instructions,
+constants, defaults, closure, and the globals and attributes of modules that it names; a module that code may take
+anything from counts by its file as well. Code of Python and of installed packages counts by the contents of its file.
+
+What passes change, such as counters and stored activations, counts as it is: identities are taken before the first
+pass. What cannot be inspected (a lock, an open file, what is found with ``globals``, ``eval`` or ``open``) is listed in
+`Identity.unchecked`, so that the caller can warn. So are several objects of one class in a set, which has no order that
+is the same in every process. What an object hides from `pickle`, and what was registered within a library, is not seen.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from qcompress.digests.walk import Digest
+from qcompress.digests.hashing import Digest
+from qcompress.digests.models import of_layers
+from qcompress.digests.walk import add
+
+_FOUND: ContextVar[dict[tuple[Hashable, ...], tuple[Any, "Identity"]] | None] = ContextVar("found", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +58,40 @@ def identify(value: Any, name: str = "value") -> Identity:
     if isinstance(value, Identity):
         return value
     digest = Digest()
-    digest.add(value, name)
+    add(digest, [(value, name)])
     return Identity(digest.hexdigest(), tuple(digest.unchecked))
+
+
+@contextlib.contextmanager
+def identified_once() -> Iterator[None]:
+    """Work out identities by `once` only once for each object in the ``with`` block.
+
+    So a run is known by what it began with, whatever a loss keeps of its passes, and large values are read once.
+    """
+    token = _FOUND.set({})
+    try:
+        yield
+    finally:
+        _FOUND.reset(token)
+
+
+def once(value: Any, *more: Hashable, find: Callable[[], Identity]) -> Identity:
+    """Return the identity of an object, found before or by ``find()``; ``more`` is what it depends on besides.
+
+    >>> steps = []
+    >>> with identified_once():
+    ...     before = once(steps, find=lambda: identify(steps))
+    ...     steps.append(1)
+    ...     before == once(steps, find=lambda: identify(steps))
+    True
+    """
+    found = _FOUND.get()
+    if found is None:
+        return find()
+    key = (id(value), *more)
+    if key not in found:
+        found[key] = (value, find())  # holding the value keeps its id valid
+    return found[key][1]
 
 
 def identify_batches(batches: Iterable[Any], name: str = "data", *, seed: int = 0) -> Identity:
@@ -62,7 +100,7 @@ def identify_batches(batches: Iterable[Any], name: str = "data", *, seed: int = 
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         for batch in batches:
-            digest.add(batch, name)
+            add(digest, [(batch, name)])
             digest.forget()
     return Identity(digest.hexdigest(), tuple(digest.unchecked))
 
@@ -77,11 +115,8 @@ def identify_read(model: nn.Module, source: Any, weights: str, name: str = "mode
         name: name of the model in `Identity.unchecked`.
     """
     digest = Digest()
-    digest.leave_out(source)
-    digest.add(weights, name)
+    digest.is_new(source)  # so that it is passed over
+    digest.put(weights)
     digest.hold(model.parameters())
-    digest.add_all(digest.of_layers(model, name))
-    for path, buffer in model.named_buffers():
-        digest.add(path, name)
-        digest.add(buffer, f"{name}.{path}")
+    add(digest, of_layers(digest, model, name))
     return Identity(digest.hexdigest(), tuple(digest.unchecked))

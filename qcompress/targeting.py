@@ -23,6 +23,7 @@ from qcompress.engines.verify import BY_ITSELF, Verification, emulated, speedup_
 from qcompress.errors import BatchError, DataError, EngineError, OptionsError, VerificationError
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import load_times, save_times
+from qcompress.measuring.stopwatch import conditions
 from qcompress.model.batches import samples
 from qcompress.model.calibration import Calibration
 from qcompress.model.opened import opened_of
@@ -110,7 +111,12 @@ def restrict_to_engine(request: Request, run: RunFolder, measurement: Measuremen
         lambda _: engine.time_options(
             calibration.model, measurement, calibration.first_batch(), run.watched(request.on_timing)
         ),
-        key={**request.measured_from(), **request.identities, "engine": [engine.name, engine]},
+        key={
+            **request.measured_from(),
+            **request.identities,
+            **conditions(calibration.model),
+            "engine": [engine.name, engine],
+        },
         kept=Kept("latency.npz", save_times, partial(load_times, measurement)),
     )
 

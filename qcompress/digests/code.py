@@ -1,237 +1,258 @@
-"""Parts of functions and classes: their code, what they hold, and what they take from modules of the user."""
+"""What goes into a digest of functions, classes and modules.
 
-import builtins
+Code of the user counts by its instructions and constants, with everything that it takes by a name: defaults, variables
+that it closes over, globals and attributes of modules. Code of Python or of an installed package counts by its name and
+the contents of the file that it is in.
+"""
+
+import dis
 import functools
 import importlib
+import importlib.util
 import sys
 import types
 import weakref
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping
 from enum import Enum, Flag
 from typing import Any
 
-import torch
-from torch import Tensor
+from qcompress.digests.hashing import Digest, Parts, of_items, of_named
+from qcompress.digests.libraries import contents_of, is_library, is_library_file, is_library_module, module_of
 
-from qcompress.digests.bytecode import (
-    attributes_in,
-    bound_by_imports,
-    globals_in,
-    imports_of,
-    names_in,
-    passed_on,
-    rebound_by,
-    stored_globals,
-    written_by,
-)
-from qcompress.digests.libraries import absolute, is_installed, is_library, is_library_module
-from qcompress.digests.ownership import Writes, attached_to, is_own, items_of
-from qcompress.digests.words import HashedWords, Parts
+PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), type(...)})
+"""Kinds of values that are known by their text."""
 
-_WRAPPERS = (staticmethod, classmethod)
-_OF_CLASSES = (types.MemberDescriptorType, types.GetSetDescriptorType)
-_OF_PYTHON = {
-    "__abstractmethods__", "__all__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
-    "__builtins__", "__cached__", "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__file__",
-    "__firstlineno__", "__loader__", "__module__", "__name__", "__orig_bases__", "__package__", "__parameters__",
-    "__path__", "__qualname__", "__slotnames__", "__slots__", "__spec__", "__static_attributes__", "__type_params__",
-    "__warningregistry__", "__weakref__",
-}  # fmt: skip
-"""Attributes that Python sets in classes and modules, from their code or for itself."""
+_READING_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+_BY_TEXT = {"globals", "eval", "exec", "__import__", "open"}
+"""Builtins that find what only a run of the code shows."""
 
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_METHODS = (types.FunctionType, staticmethod, classmethod, property, functools.partial)
 _OF_ENUMERATIONS = frozenset(vars(Flag("Made", ()))) - {"_boundary_"}
-"""Attributes that Python sets in enumerations."""
-_AUTOGRAD = (torch.autograd.Function, torch.autograd.function.BackwardCFunction)
-_OF_AUTOGRAD = ("_backward_cls", "_autograd_function_id")
-"""What PyTorch sets in classes of custom functions: the class of their backward passes, with a counter."""
-_OF_TORCH = ("_torchdynamo_", "_dynamo_")
-"""How attributes begin that PyTorch sets in functions and classes; some are addresses."""
-_LOOKING_UP = {
-    "globals": globals, "eval": eval, "exec": exec, "__import__": __import__,
-    "import_module": importlib.import_module, "sys.modules": sys.modules,
-}  # fmt: skip
-"""What finds values or modules by a text."""
+"""Attributes that Python sets in enumerations; members are in one of them, and are added apart."""
+
+_MADE_BY_LIBRARIES = {"_abc_impl", "_backward_cls", "_autograd_function_id"}
+"""Attributes that Python and PyTorch set in classes; some are counters."""
 
 
-class CodeWords(HashedWords):
-    """HashedWords of functions and classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._writes = Writes()  # of the passes of all models so far
-
-    def _of_function(self, value: types.FunctionType, name: str) -> Parts:
-        self._put("function", value.__module__, value.__qualname__)
-        closed_over = self._closed_over(value)
-        if is_library(value):  # for example the inner function of a decorator around a user's function
-            for variable, item in closed_over.items():
-                if value.__globals__ is vars(functools) and variable == "cache_token":  # counts abstract classes
-                    continue
-                if isinstance(item, weakref.WeakKeyDictionary):  # of functools, for the types that were met
-                    self.leave_out(item)
-                yield item, f"{name}.{variable}"
-            yield from self._of_settable(vars(value) if closed_over else {}, name, ())
-            return
-        yield value.__code__, name
-        yield from self._of_items("defaults", (value.__defaults__, value.__kwdefaults__), name)
-        code = value.__code__
-        written = Writes(frozenset(rebound_by(code)), frozenset(written_by(code)), frozenset(stored_globals(code)))
-        yield from self._of_settable(vars(value), name, written.changed)
-        written |= self._writes
-        used = {word: value.__globals__[word] for word in globals_in(code) if word in value.__globals__}
-        passed = passed_on(code)
-        modules = []
-        for word, referenced in [*closed_over.items(), *sorted(used.items())]:
-            if word in used and word in written.stored and not isinstance(referenced, types.FunctionType):
-                self._add_written(referenced, f"{name}.{word}")
-                continue
-            modules.append((referenced, f"{name}.{word}"))
-            yield from self._of_taken(word, referenced, passed, f"{name}.{word}")
-        for word in _looked_up(code, {**closed_over, **used}):
-            self.unchecked[f"{name}.{word}: what it finds when it runs"] = None
-        for imported, taken, _ in bound_by_imports(code):
-            top = imported.partition(".")[0]
-            if not taken and top != imported and top in sys.modules:
-                modules.append((sys.modules[top], f"{name}.{top}"))
-                yield from self._of_taken(imported, sys.modules[top], passed, f"{name}.{top}")
-        for level, imported in sorted(imports_of(code)):
-            full = absolute(level, imported, value)
-            self._put("import", full)
-            if full in sys.modules:  # nothing is imported here
-                modules.append((sys.modules[full], f"{name}.{full}"))
-                yield from self._of_taken(imported, sys.modules[full], passed, f"{name}.{full}")
-            elif not is_installed(full.partition(".")[0]):
-                self.unchecked[f"{name}.{full}: module that is not imported yet"] = None
-        yield from self._of_modules(modules, sorted(names_in(code)), passed, written)
-
-    def _of_taken(self, word: str, item: Any, passed: Set[str], name: str) -> Parts:
-        """Yield what code takes by a name; of a module that it only takes attributes of, `_of_modules` yields these."""
-        if isinstance(item, types.ModuleType) and word not in passed:
-            self._put("module", item.__name__)
+def of_function(digest: Digest, value: types.FunctionType, name: str) -> Parts:
+    """Yield what a function is made of and what it takes by a name."""
+    if is_library(value):  # for example the inner function of a decorator around a user's function
+        _put_origin(digest, "function", value)
+        yield from of_named(digest, _closed_over(value), name)
+        yield from of_named(digest, vars(value), name)
+        return
+    digest.put("function", value.__qualname__)
+    yield _without_text(value), name
+    yield from of_items(digest, "defaults", (value.__defaults__, value.__kwdefaults__), name)
+    yield from of_named(digest, vars(value), name)
+    code, words = value.__code__, names_in(value.__code__)
+    read = globals_read(code)
+    taken = _closed_over(value) | {word: value.__globals__[word] for word in read if word in value.__globals__}
+    for word in sorted(_finding_by_text(read, words, taken)):
+        digest.unchecked[f"{name}.{word}: what it finds when it runs"] = None
+    for imported in sorted(imports_of(code, value.__globals__.get("__package__"))):
+        digest.put("import", imported)
+        found = {place: sys.modules.get(place) for place in _with_packages(imported)}
+        taken |= {place: each for place, each in found.items() if each and not is_library_module(each, place)}
+        if imported not in sys.modules and not _is_installed(imported.partition(".")[0]):  # nothing is imported here
+            digest.unchecked[f"{name}.{imported}: module that is not imported yet"] = None
+    digest.put("taken", len(taken))
+    for word, item in sorted(taken.items()):
+        if isinstance(item, types.ModuleType):
+            yield from _of_attributes_read(digest, item, words, f"{name}.{word}")
         else:
-            yield item, name
-
-    def _closed_over(self, value: types.FunctionType) -> dict[str, Any]:
-        """Return the variables of a function's closure."""
-        found = {}
-        for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            try:
-                found[variable] = cell.cell_contents
-            except ValueError:  # the variable is not bound yet
-                self._put("unbound", variable)
-        return found
-
-    def _of_code(self, value: types.CodeType, name: str) -> Parts:
-        """Yield the constants of code; its names, flags and arguments are put."""
-        arguments = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags)
-        variables = (value.co_varnames, value.co_freevars, value.co_cellvars)
-        self._put("code", value.co_code, value.co_names, value.co_exceptiontable, arguments, variables)
-        return self._of_items("constants", value.co_consts, name)
-
-    def _of_held_module(self, value: types.ModuleType, name: str) -> Parts:
-        """Yield all that a user's module holds, for code that may take anything from it."""
-        self._put("module", value.__name__)
-        if not is_library_module(value, value.__name__):
-            functions = [item for item in vars(value).values() if isinstance(item, types.FunctionType)]
-            stored = [stored_globals(item.__code__) for item in functions if item.__globals__ is vars(value)]
-            written = [key for key, item in vars(value).items() if _is_written(key, item, self._writes)]
-            yield from self._of_settable(vars(value), name, self._writes.stored.union(written, *stored))
-
-    def _of_kind(self, value: Any, name: str) -> Parts:
-        """Yield what a value has besides its contents: its class, and its attributes, if a user may have set any."""
-        kind = type(value)
-        self._put("kind", kind.__module__, kind.__qualname__)
-        if is_own(kind):
-            yield kind, name
-        elif not isinstance(value, Tensor):
-            return
-        attributes = attached_to(value)
-        yield from self._of_settable(attributes, name, self._written(attributes))
-
-    def _written(self, attributes: Mapping[str, Any]) -> list[str]:
-        """Return the names of attributes that passes may write."""
-        return [key for key, item in attributes.items() if self._writes.to(key, item)]
-
-    def _of_modules(
-        self, waiting: list[tuple[Any, str]], words: Sequence[str], passed: Set[str], written: Writes
-    ) -> Parts:
-        """Yield the attributes that are taken from a user's modules, and from modules in them."""
-        met = set()
-        for module, name in waiting:  # which grows
-            if not isinstance(module, types.ModuleType) or module in met or is_library_module(module, module.__name__):
-                continue
-            met.add(module)
-            for word in words:
-                if word not in vars(module):
-                    continue
-                item = vars(module)[word]
-                if _is_written(word, item, written):
-                    self._add_written(item, f"{name}.{word}")
-                    continue
-                self._put(word)
-                yield from self._of_taken(word, item, passed, f"{name}.{word}")
-                waiting.append((item, f"{name}.{word}"))
-
-    def _of_class(self, value: type, name: str) -> Parts:
-        self._put("class", value.__module__, value.__qualname__)
-        if is_library(value):  # may be made of a user's class, as for parametrizations
-            yield from self._of_items("bases", [base for base in value.__mro__[1:] if not is_library(base)], name)
-            return
-        yield from self._of_items("made by and of", (type(value), *value.__bases__), name)
-        if issubclass(value, Enum):
-            yield value._member_map_, name
-        made = {*_OF_ENUMERATIONS, *value._member_map_} if issubclass(value, Enum) else set()
-        if issubclass(value, _AUTOGRAD):
-            made |= {*_OF_AUTOGRAD}
-        for key, item in sorted(vars(value).items()):
-            if isinstance(item, _WRAPPERS):
-                self._put(type(item).__name__)
-                yield item.__func__, f"{name}.{key}"
-            elif isinstance(item, types.FunctionType):
-                yield item, f"{name}.{key}"
-            elif key in made:
-                continue
-            elif isinstance(item, (property, types.DynamicClassAttribute)):
-                yield from self._of_items("property", (item.fget, item.fset), f"{name}.{key}")
-            elif isinstance(item, functools.cached_property):
-                yield item.func, f"{name}.{key}"
-            elif not (isinstance(item, _OF_CLASSES) or key == "_abc_impl"):
-                yield from self._of_settable({key: item}, name, {key} if self._writes.to(key, item) else ())
-
-    def _of_settable(self, items: Mapping[str, Any], name: str, written: Iterable[str]) -> Parts:
-        """Yield attributes of a class or function, except those that Python sets and those that code writes."""
-        for key, item in sorted(items.items()):
-            if key in written:
-                self._add_written(item, f"{name}.{key}")
-            elif key not in _OF_PYTHON and not key.startswith(_OF_TORCH):
-                self._put(key)
-                yield item, f"{name}.{key}"
-
-    def _add_written(self, item: Any, name: str) -> None:
-        """Name a value that may be a cache or a counter, unless it is empty."""
-        if item is not None and items_of(item) != []:
-            self._cannot_check(item, name)
+            digest.put(word)
+            yield item, f"{name}.{word}"
 
 
-def _is_written(key: str, item: Any, writes: Writes) -> bool:
-    """Whether an attribute of a module may be written; those that are code count in any case."""
-    return writes.to(key, item) and not isinstance(item, (type, types.FunctionType, types.ModuleType))
+def of_code(digest: Digest, value: types.CodeType, name: str) -> Parts:
+    """Put the instructions, names and arguments of code, and yield its constants."""
+    arguments = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags)
+    variables = (value.co_varnames, value.co_freevars, value.co_cellvars)
+    digest.put("code", value.co_code, value.co_names, value.co_exceptiontable, arguments, variables)
+    return of_items(digest, "constants", value.co_consts, name)
 
 
-def _looked_up(code: types.CodeType, given: Mapping[str, Any]) -> list[str]:
-    """Return what code calls or reads to find values or modules by a name that only its run shows.
+def of_class(digest: Digest, value: type, name: str) -> Parts:
+    """Yield what a class of the user is made of, or what users have put into a class of a library."""
+    if is_library(value):
+        _put_origin(digest, "class", value)
+        own = {key: item for key, item in vars(value).items() if _is_own_function(item)}
+        yield from of_named(digest, own, name)
+        yield from of_items(digest, "bases", [base for base in value.__mro__[1:] if not is_library(base)], name)
+        return
+    digest.put("class", value.__qualname__)
+    yield from of_items(digest, "made by and of", (type(value), *value.__bases__), name)
+    made = _MADE_BY_LIBRARIES
+    if issubclass(value, Enum):
+        made = made | _OF_ENUMERATIONS | set(value._member_map_)
+        yield dict(value._member_map_), name
+    kept = {key: item for key, item in vars(value).items() if key not in made and not isinstance(item, _DESCRIPTORS)}
+    kept = {key: item for key, item in kept.items() if isinstance(item, _METHODS) or not _is_pythons(key)}
+    yield from of_named(digest, {key: _inside(item) for key, item in kept.items()}, name)
 
-    Args:
-        code: the code.
-        given: what its variables hold; others are builtins, or bound by imports in it.
+
+def of_module(digest: Digest, value: types.ModuleType, name: str) -> Parts:
+    """Yield what a module of the user gives to code that may take anything from it: plain values, besides its file.
+
+    A module without a file, made by hand, gives all that it holds.
     """
-    held = {word: vars(builtins).get(word) for word in globals_in(code)} | {**given}
-    for module, taken, variable in bound_by_imports(code):
-        place = sys.modules.get(module if taken else module.partition(".")[0])
-        held[variable] = vars(place).get(taken) if taken and isinstance(place, types.ModuleType) else place
-    found = {id(held.get(variable)) for variable, _ in attributes_in(code)}
-    found |= {id(vars(held[v]).get(a)) for v, a in attributes_in(code) if isinstance(held.get(v), types.ModuleType)}
-    words = [word for word, item in _LOOKING_UP.items() if id(item) in found]
-    if "import_module" not in {*words, *given} and "import_module" in names_in(code):
-        words.append("import_module")
-    return sorted(words)
+    digest.put("module", value.__name__, contents := contents_of(value.__name__))
+    if not is_library_module(value, value.__name__):
+        held = {key: item for key, item in vars(value).items() if not _is_pythons(key)}
+        yield from of_named(digest, {key: i for key, i in held.items() if not contents or is_simple(i)}, name)
+
+
+def is_simple(value: Any, depth: int = 3) -> bool:
+    """Whether a value is plain, or a container of plain values.
+
+    >>> is_simple({"widths": (1, 2)}), is_simple([object()])
+    (True, False)
+    """
+    if type(value) is dict:
+        return is_simple(list(value.items()), depth)
+    containers = (list, tuple, set, frozenset)
+    return type(value) in PLAIN or (
+        type(value) in containers and depth > 0 and all(is_simple(i, depth - 1) for i in value)
+    )
+
+
+def names_in(code: types.CodeType) -> set[str]:
+    """Return the names of globals, attributes and modules in a function's code and in the functions defined within it.
+
+    >>> def run(net):
+    ...     return print(net.out)
+    >>> sorted(names_in(run.__code__)), globals_read(run.__code__)
+    (['out', 'print'], {'print'})
+    """
+    return {name for each in _with_inner(code) for name in each.co_names}
+
+
+def globals_read(code: types.CodeType) -> set[str]:
+    """Return the names of globals and builtins that code reads; attributes may have the same names."""
+    return {step.argval for each in _with_inner(code) for step in _steps(each) if step.opname in _READING_GLOBALS}
+
+
+def imports_of(code: types.CodeType, package: str | None) -> set[str]:
+    """Return the full names of the modules that code in a package imports when it runs.
+
+    >>> def run():
+    ...     import os.path
+    ...     from .helpers import SCALE
+    >>> sorted(imports_of(run.__code__, "project"))
+    ['os.path', 'project.helpers']
+    """
+    found = set()
+    for each in _with_inner(code):
+        steps = _steps(each)
+        for level, step in zip(steps, steps[2:], strict=False):
+            if step.opname == "IMPORT_NAME":
+                found.add(_resolved("." * level.argval + step.argval, package))
+    return found
+
+
+def _finding_by_text(read: set[str], words: set[str], taken: Mapping[str, Any]) -> set[str]:
+    """Return the names by which code finds values, modules or files that only its run shows."""
+    found = (read & _BY_TEXT) - taken.keys()
+    if "import_module" in words or any(item is importlib.import_module for item in taken.values()):
+        found.add("import_module")
+    return found | ({"sys.modules"} if {"sys", "modules"} <= words else set())
+
+
+def _resolved(name: str, package: str | None) -> str:
+    try:
+        return importlib.util.resolve_name(name, package)
+    except (ImportError, ValueError):  # beyond the package
+        return name
+
+
+def _with_packages(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    return (".".join(parts[: count + 1]) for count in range(len(parts)))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    origin = None if found is None else found.origin
+    return origin in ("built-in", "frozen") or (origin is not None and is_library_file(origin))
+
+
+def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _with_inner(constant)
+
+
+@functools.lru_cache(maxsize=128)  # as the same code is read for globals and for imports
+def _steps(code: types.CodeType) -> tuple[dis.Instruction, ...]:
+    return tuple(step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG")
+
+
+def _put_origin(digest: Digest, kind: str, value: Any) -> None:
+    digest.put(kind, module_of(value), value.__qualname__, contents_of(module_of(value)))
+
+
+def _closed_over(function: types.FunctionType) -> dict[str, Any]:
+    """Return the variables of a function's closure that are bound."""
+    found = {}
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            found[variable] = cell.cell_contents
+        except ValueError:
+            continue
+    if function.__globals__ is vars(functools):  # of `functools.singledispatch`: what was met, and a counter
+        found = {key: item for key, item in found.items() if key != "cache_token"}
+    return {key: item for key, item in found.items() if not isinstance(item, weakref.WeakKeyDictionary)}
+
+
+def _of_attributes_read(digest: Digest, module: types.ModuleType, words: set[str], name: str) -> Parts:
+    """Yield the attributes that are taken from a module of the user, and from the user's modules in it."""
+    waiting, met = [(module, name)], set()
+    while waiting:
+        place, called = waiting.pop()
+        digest.put("module", place.__name__)
+        if place in met or is_library_module(place, place.__name__):
+            continue
+        met.add(place)
+        if not contents_of(place.__name__):
+            yield place, called
+            continue
+        digest.put(contents_of(place.__name__))
+        for word in sorted(words & vars(place).keys()):
+            item = vars(place)[word]
+            if isinstance(item, types.ModuleType):
+                waiting.append((item, f"{called}.{word}"))
+            else:
+                digest.put(word)
+                yield item, f"{called}.{word}"
+
+
+def _without_text(function: types.FunctionType) -> types.CodeType:
+    """Return the code of a function without its documentation."""
+    code = function.__code__
+    if code.co_name == "<lambda>" or function.__doc__ is None or code.co_consts[:1] != (function.__doc__,):
+        return code
+    return code.replace(co_consts=(None, *code.co_consts[1:]))
+
+
+def _is_own_function(value: Any) -> bool:
+    function = _inside(value)
+    return isinstance(function, types.FunctionType) and not is_library(function)
+
+
+def _inside(value: Any) -> Any:
+    """Return the functions of a method, property or cached property, with what says which of them it is."""
+    if isinstance(value, (staticmethod, classmethod)):
+        return [type(value), value.__func__]
+    if isinstance(value, property):
+        return [property, value.fget, value.fset]
+    return [functools.cached_property, value.func] if isinstance(value, functools.cached_property) else value
+
+
+def _is_pythons(key: str) -> bool:
+    return key.startswith("__") and key.endswith("__")

@@ -5,6 +5,7 @@ own. All other modules may change unnoticed and are the user's own, also those w
 """
 
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -15,8 +16,6 @@ import sysconfig
 import types
 from pathlib import Path
 from typing import Any
-
-from qcompress.digests.bytecode import functions_in
 
 _PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
 _BY_NAME = ("qcompress", "solvers", "formulations", "torch", "numpy")
@@ -40,23 +39,31 @@ def is_library(value: Any) -> bool:
     """Whether a class or function belongs to Python or an installed package rather than to the user.
 
     A function belongs to the place of its code, as `functools.wraps` gives it another one's module. A class belongs to
-    its module if it is found there, otherwise to the place of its functions.
+    its module if it is found there; one that is made when a program runs is taken for the user's.
     """
     if isinstance(value, types.FunctionType):
         return _is_library_code(value.__code__.co_filename, value.__globals__)
-    name = getattr(value, "__module__", None) or "builtins"
+    name = module_of(value)
     module = sys.modules.get(name)
     if not (name.partition(".")[0] in _BY_NAME or (module is not None and is_library_module(module, name))):
         return False
-    if not isinstance(value, type) or not value.__flags__ & _MADE_BY_A_STATEMENT or _is_in(module, value):
-        return True
-    functions = [function for _, function in functions_in(value)]
-    return bool(functions) and all(map(is_library, functions))
+    return not isinstance(value, type) or not value.__flags__ & _MADE_BY_A_STATEMENT or _is_in(module, value)
+
+
+def module_of(value: Any) -> str:
+    """Return the name of the module that a class or function says it is from."""
+    name = getattr(value, "__module__", None)
+    return name if isinstance(name, str) else "builtins"
+
+
+def is_own(kind: type) -> bool:
+    """Whether a class is made by the user, at least in part."""
+    return not all(map(is_library, kind.__mro__))
 
 
 def _is_library_code(file: str, namespace: dict[str, Any]) -> bool:
     if not file.startswith("<"):
-        return _is_within(file)
+        return is_library_file(file)
     name = namespace.get("__name__")  # code made from a text, such as the methods of dataclasses
     module = sys.modules.get(name) if isinstance(name, str) else None
     return module is not None and vars(module) is namespace and is_library_module(module, module.__name__)
@@ -69,6 +76,22 @@ def _is_in(module: Any, kind: type) -> bool:
     return found is kind
 
 
+def contents_of(name: str) -> str:
+    """Return the SHA-256 of the file of an imported module; empty for one without a file.
+
+    >>> contents_of("sys"), len(contents_of("os"))
+    ('', 64)
+    """
+    file = getattr(sys.modules.get(name), "__dict__", {}).get("__file__")
+    if not isinstance(file, str):
+        return ""
+    try:
+        found = Path(file).stat()
+    except OSError:  # a module in an archive, or whose file is gone
+        return ""
+    return _digest_of(file, found.st_mtime_ns, found.st_size)
+
+
 def is_library_module(module: Any, name: str) -> bool:
     """Whether a module of this name belongs to Python or an installed package rather than to the user.
 
@@ -78,36 +101,23 @@ def is_library_module(module: Any, name: str) -> bool:
         return name != "__main__"
     held = getattr(module, "__dict__", {})  # not asked for attributes, as it may answer to any
     if isinstance(file := held.get("__file__"), str):
-        return _is_within(file)
+        return is_library_file(file)
     if places := list(held.get("__path__", ())):
-        return all(map(_is_within, places))
+        return all(map(is_library_file, places))
     package = name.rpartition(".")[0]
     return name in sys.stdlib_module_names or (
         package in sys.modules and is_library_module(sys.modules[package], package)
     )
 
 
-def is_installed(package: str) -> bool:
-    """Whether a package that need not be imported belongs to Python or is installed."""
-    try:
-        found = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return False
-    if found is None or found.origin is None:
-        return False
-    return found.origin in ("built-in", "frozen") or _is_within(found.origin)
-
-
-def absolute(level: int, imported: str, function: types.FunctionType) -> str:
-    """Return the full name of a module that a function imports, or the name as it is if there is no such place."""
-    try:
-        return importlib.util.resolve_name("." * level + imported, function.__globals__.get("__package__"))
-    except (ImportError, ValueError):
-        return imported
+@functools.lru_cache(maxsize=4096)
+def _digest_of(file: str, *_: int) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_within(file: str) -> bool:
+def is_library_file(file: str) -> bool:
+    """Whether a file lies in a folder of Python's or in an installed package."""
     path = Path(file).resolve()
     return str(path).startswith(_FOLDERS) or any(
         path.relative_to(folder).parts[0] in _recorded_in(folder) for folder in path.parents if _is_searched(folder)

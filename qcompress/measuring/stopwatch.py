@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
+from solvers.provenance import machine
 
 MICROSECOND = 1e-6
 OUTSIDE = -1  # in place of a layer's index: not in any layer
@@ -109,6 +110,13 @@ class Stopwatch:
         seconds = np.zeros(self._num_layers + 1)  # the last one is OUTSIDE
         np.add.at(seconds, list(orders.pop()[:-1]), pieces)
         return seconds[:-1], float(seconds[-1])
+
+
+def conditions(model: nn.Module) -> dict[str, Any]:
+    """Return what measured times depend on besides the model: machine, threads and device."""
+    device = forwards.device_of(model)
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {"machine": machine(), "threads": torch.get_num_threads(), "device": [str(device), named]}
 
 
 def clock_of(model: nn.Module) -> Callable[[], float]:

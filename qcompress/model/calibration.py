@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from qcompress.errors import ModelError, OptionsError
-from qcompress.identity import Identity, identify, identify_batches
+from qcompress.identity import Identity, identify, identify_batches, once
 from qcompress.model import forward as forwards
 from qcompress.model.decoder_inputs import require_decoder_mask
 from qcompress.model.losses import Loss
@@ -67,14 +68,17 @@ class Calibration:
     def identities(self) -> dict[str, Identity]:
         """Name → identity of every field; reads all the data once, shuffled according to the seed."""
         opened = opened_of(self.model)
-        return {
-            "model": identify(self.model, "model") if opened is None else opened.identity,
-            **({} if self.original is None else {"original": identify(self.original, "original")}),
-            "data": identify_batches(self.data, seed=self.seed),
-            "forward": identify(self.forward, "forward"),
-            "loss": identify(self.loss, "loss"),
+        of_model = partial(identify, self.model, "model") if opened is None else lambda: opened.identity
+        found = {
+            "model": once(self.model, find=of_model),
+            "data": once(self.data, self.seed, find=partial(identify_batches, self.data, seed=self.seed)),
+            "forward": once(self.forward, find=partial(identify, self.forward, "forward")),
+            "loss": once(self.loss, find=partial(identify, self.loss, "loss")),
             "seed": identify(self.seed),
         }
+        if self.original is not None:
+            found["original"] = once(self.original, find=partial(identify, self.original, "original"))
+        return found
 
     def digests(self) -> dict[str, str]:
         """Name → digest of every field, as plain JSON (see `identities`)."""

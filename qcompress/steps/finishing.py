@@ -101,7 +101,11 @@ def finetune_model(
     if request.finetune_steps == 0:
         return chosen
     calibration = request.calibration
-    training = {"steps": request.finetune_steps, "learning_rate": request.learning_rate}
+    training = {
+        "steps": request.finetune_steps,
+        "learning_rate": request.learning_rate,
+        "trained": [parameter.requires_grad for parameter in chosen.parameters()],
+    }
 
     def make(cache: Path | None) -> nn.Module:
         staying = _parameters_left_out(chosen, _left_out(request, measurement))

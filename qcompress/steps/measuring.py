@@ -16,6 +16,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.latency import LATENCY, load_times, save_times, time_options
 from qcompress.measuring.measure import measure
 from qcompress.measuring.refit import refit, with_fit_of
+from qcompress.measuring.stopwatch import conditions
 from qcompress.model.calibration import Calibration
 from qcompress.model.forward import first_batch
 from qcompress.model.opened import opened_of
@@ -99,7 +100,7 @@ def measure_options(request: Request, run: RunFolder) -> Measurement:
             forward=calibration.forward,
             on_progress=run.watched(request.on_timing),
         ),
-        key={**request.measured_from(), **request.identities},
+        key={**request.measured_from(), **request.identities, **conditions(calibration.model)},
         kept=Kept("latency.npz", save_times, partial(load_times, measurement)),
     )
 

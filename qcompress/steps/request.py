@@ -7,14 +7,14 @@ from typing import Any
 from torch import nn
 
 from formulations.files import AnyPath
-from qcompress.budgets import Amount
+from qcompress.budgets import LATENCY, Amount
 from qcompress.engines.base import Engine
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
-from qcompress.measuring.stopwatch import TimingProgress
+from qcompress.measuring.stopwatch import TimingProgress, conditions
 from qcompress.model.calibration import Calibration
 from qcompress.model.forward import Forward
 from qcompress.model.losses import LossFunction
@@ -150,7 +150,8 @@ class Request(Arguments):
     def judged_by(self) -> dict[str, Any]:
         """Return everything that a true loss or time, and a choice made by it, depends on, besides the choice."""
         engine = None if self.engine is None else [self.engine.name, self.engine]
-        return {**self.measured_from(), **self.identities, **self.solved_by(), "engine": engine}
+        timed = conditions(self.calibration.model) if LATENCY in self.budget else {}
+        return {**self.measured_from(), **self.identities, **self.solved_by(), **timed, "engine": engine}
 
 
 def identity_of(batches: Iterable[Any] | None, name: str) -> Identity:

@@ -334,5 +334,6 @@ def _key(settings: list[Any], calibration: Calibration, teacher: nn.Module | Non
     """Return the identity of a training: its settings, models with their stored form, and all batches."""
     record = record_of(calibration.model)
     transforms = [part.transform for part in record.parts] if record else []
-    stored = [[transform.to_json() for transform in transforms], code_of(transforms).digest]
+    trained = [parameter.requires_grad for parameter in calibration.model.parameters()]
+    stored = [[transform.to_json() for transform in transforms], code_of(transforms).digest, trained]
     return identify([settings, calibration.identities(), teacher, stored, identify_batches(looked_at)]).digest

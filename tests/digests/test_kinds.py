@@ -16,8 +16,8 @@ from torch import Tensor
 
 from qcompress.digests.libraries import is_library
 from qcompress.identity import identify
+from tests.digests.test_identity import digest
 from tests.models import Residual, seeded
-from tests.test_identity import digest
 
 GIVEN = """
 import collections, enum, functools, importlib, sys, types, typing
@@ -143,7 +143,6 @@ SOURCES = {
     ),
     "kind of method": ("class run:\n @{}\n def act(*a): return len(a)", "staticmethod", "classmethod"),
     "method or not": ("class run:\n {}\n def act(*a): return len(a)", "@staticmethod", ""),
-    "constant like Python's": ("class run: __scale__ = {}", "2", "3"),
     "call by a partial": ("class run: __call__ = functools.partial(max, {})", "2", "3"),
     "attribute like a library's": ("def act(m): return m._hf_scale\nrun = (act, Net(_hf_scale={}))", "2", "3"),
     "held module": ("helpers.SCALE = {}\nrun = Net(ops=helpers)", "2", "3"),
@@ -274,9 +273,8 @@ NAMED = {
     "import_module by name": "from importlib import import_module\ndef run(x): return import_module(x).SCALE",
     "import_module as other": "from importlib import import_module as get\ndef run(x): return get(x).SCALE",
     "import_module within": "def run(x):\n from importlib import import_module as get\n return get(x).SCALE",
-    "sys.modules as other": "import sys as s\ndef run(x): return s.modules[x].SCALE",
     "sys.modules by name": "def run(x):\n from sys import modules\n return modules[x].SCALE",
-    "eval of builtins": "import builtins\ndef run(x): return builtins.eval(x)",
+    "open": "def run(x): return open(x).read()",
     "import_module": "def run(x): return importlib.import_module(x).SCALE",
     "sys.modules": "def run(x): return sys.modules[x].SCALE",
 }
@@ -334,7 +332,7 @@ def all_digests() -> list[str]:
 
 
 def test_another_process_tells_the_same_apart() -> None:
-    code = "from tests.test_digest_kinds import all_digests; print(*all_digests())"
+    code = "from tests.digests.test_kinds import all_digests; print(*all_digests())"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert done.stdout.split() == all_digests()

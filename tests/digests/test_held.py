@@ -1,10 +1,8 @@
 """What models, classes and functions hold: the user's counts, a library's does not, what a pass may write is named."""
 
-import functools
 import subprocess
 import sys
 import types
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +12,11 @@ import torch
 import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
-from qcompress.digests.bytecode import imports_of, rebound_by, written_by
-from qcompress.digests.words import HashedWords
+from qcompress.digests import tensors
 from qcompress.identity import identify
 from qcompress.model.losses import as_loss
-from tests.model.test_plain_state import Scaled, Storing
+from tests.digests.test_identity import Settings, compiled, digest, scaled
 from tests.models import Residual, seeded
-from tests.test_identity import Settings, compiled, digest, scaled
 
 
 class Config:
@@ -171,134 +167,6 @@ def test_a_global_with_the_name_of_an_attribute_does_not_count(monkeypatch: pyte
     assert digest(Odd()) == before
 
 
-def test_a_pass_of_the_users_does_not_change_the_digest_and_what_it_may_write_is_named() -> None:
-    data = torch.ones(2, 12)
-    for make in (Storing, Scaled):
-        model = make()
-        before = identify(model, "model")
-        for _ in range(2):
-            model(data)
-        after = identify(model, "model")
-        assert before.digest == after.digest
-        named = {item.partition(":")[0] for item in after.unchecked}
-        assert named >= {Storing: {"model.hidden", "model.head.inputs", "model.seen", "model.plain"}}.get(make, set())
-        assert ("model.scale: float" in after.unchecked) == (make is Scaled)
-    assert not identify(Scaled()).unchecked  # nothing is stored yet
-
-
-class Counter:
-    """Counts in an attribute of its own, in a method that passes call."""
-
-    def __init__(self) -> None:
-        self.calls, self.step = 0, 1
-
-    def tick(self) -> None:
-        self.calls += self.step
-
-
-class Counting(nn.Module):
-    """Writes attributes in ways that its ``forward`` does not show."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.counter, self.layer, self._times = Counter(), nn.Identity(), 0
-        self.counter.step, self.parent = step, weakref.ref(self)
-        self.rng = np.random.default_rng(0)
-        self.layer.register_forward_hook(lambda module, args, output: setattr(self, "_last", output))
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        self.counter.tick()
-        return count_in(self, self.layer(x))
-
-    def unused(self, step: int) -> None:
-        self.counter.step = step
-
-
-def count_in(module: Any, x: Tensor) -> Tensor:
-    module._times += 1
-    module.rng.random()
-    return x
-
-
-def test_what_passes_write_is_found_in_methods_functions_and_hooks() -> None:
-    model = Counting(1)
-    before = identify(model, "model").digest
-    model(torch.ones(1, 2))
-    named = ("model.counter.calls: int", "model._last: Tensor", "model._times: int", "model.rng: Generator")
-    found = identify(model, "model")
-    assert set(found.unchecked) == set(named)
-    assert found.digest == before == identify(Counting(1)).digest != identify(Counting(2)).digest
-
-
-class Recorder:
-    """A hook that keeps what it has seen."""
-
-    def __init__(self, factor: float = 1.0) -> None:
-        self.factor, self.outputs, self.calls = factor, [], 0
-
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        self.outputs.append(output)
-        self.calls += 1
-        return output * self.factor
-
-
-PASSES = 0
-
-
-class Remembering(nn.Module):
-    """Writes what it finds out once, what its layers gave, and how often it ran."""
-
-    passes, shift = 0, 1.0
-
-    def __init__(self, factor: float = 1.0) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Identity(), nn.Identity()])
-        self.layers[0].register_forward_hook(Recorder(factor))
-        self.layers[1].register_forward_hook(Recorder(factor).__call__)
-
-    @functools.cached_property
-    def scale(self) -> Tensor:
-        return torch.ones(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        global PASSES
-        PASSES += 1
-        type(self).passes += 1
-        for number, layer in enumerate(self.layers):
-            setattr(self, f"act_{number}", layer(x))
-        return x * self.scale + self.shift
-
-
-def test_what_hooks_classes_and_texts_keep_of_a_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Remembering()
-    before = identify(model, "model").digest
-    with torch.no_grad():
-        model(torch.ones(1, 2))
-    found = identify(model, "model")
-    assert found.digest == before
-    names = ("act_0: Tensor", "act_1: Tensor", "scale: Tensor", "passes: int", "calls: int", "outputs: list")
-    assert set(found.unchecked) == {*(f"model.{name}" for name in names), "model.forward.PASSES: int"}
-    model.layers[0].register_forward_hook(Recorder(2.0))
-    other = identify(model).digest
-    model.layers[0]._forward_hooks.popitem()
-    model.layers[0].register_forward_hook(Recorder(3.0))
-    assert len({before, other, identify(model).digest}) == 3
-    model.layers[0]._forward_hooks.popitem()
-    monkeypatch.setattr(Remembering, "shift", 2.0)
-    assert identify(model).digest != before
-
-
-def test_only_the_ends_of_an_f_string_name_what_code_may_assign() -> None:
-    def told(self: Any, number: int, x: Tensor) -> str:
-        if number > 3:
-            raise ValueError(f"x{number} is too large beside e{len(self.layers) + number}, {x!r:>{number}} of {self}")
-        vars(self)[f"{number}_kept"] = setattr(self, f"{'a' if number else 'b'}_{number}", x)
-        return f"{number}{x}"
-
-    assert {name for name in rebound_by(told.__code__) if "*" in name} == {"x*", "*_kept"}
-
-
 def test_what_libraries_note_in_a_first_pass_does_not_count() -> None:
     transformers = pytest.importorskip("transformers")
     settings = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
@@ -324,13 +192,13 @@ def test_weights_are_read_once_wherever_else_they_are_held(monkeypatch: pytest.M
             self.others = [nn.Sequential(self.layer)]
 
     read: list[str] = []
-    parts = HashedWords._of_tensor
+    parts = tensors.of_values
 
-    def noted(self: Any, value: Any, name: str) -> Any:
+    def noted(digest: Any, value: Any, name: str) -> Any:
         read.append(name)
-        return parts(self, value, name)
+        return parts(digest, value, name)
 
-    monkeypatch.setattr(HashedWords, "_of_tensor", noted)
+    monkeypatch.setattr(tensors, "of_values", noted)
     found = [digest(Listing(start)) for start in (0, 0, 1)]
     assert read == 3 * ["value.layer.weight", "value.layer.bias"]
     assert found[0] == found[1] != found[2]
@@ -386,12 +254,12 @@ def test_a_loss_that_is_a_module_counts_with_all_that_it_holds() -> None:
 
 def several() -> list[Any]:
     held = [Own(made, 2.0) for made in HELD.values()]
-    return [*held, seeded(Residual), scaled(2.0), {"b", "a", "c"}, torch.arange(5), Storing(), of_class({"a": {1, 2}})]
+    return [*held, seeded(Residual), scaled(2.0), {"b", "a", "c"}, torch.arange(5), of_class({"a": {1, 2}})]
 
 
 def test_another_process_finds_the_same_digests_of_what_models_hold() -> None:
     code = (
-        "from qcompress.identity import identify; from tests.test_ownership import several;"
+        "from qcompress.identity import identify; from tests.digests.test_held import several;"
         "print(identify(several()).digest)"
     )
     found = {
@@ -401,51 +269,8 @@ def test_another_process_finds_the_same_digests_of_what_models_hold() -> None:
     assert found == {identify(several()).digest}
 
 
-class Windowed(nn.Module):
-    """A network whose settings are read in lines that assign an item."""
-
-    def __init__(self, window: int) -> None:
-        super().__init__()
-        self.window, self._fill = window, 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = x.clone()
-        out[:, self.window :] = self._fill
-        return out
-
-
-def test_settings_in_a_line_that_assigns_an_item_count() -> None:
-    found = identify(Windowed(1))
-    assert not found.unchecked
-    assert found.digest == identify(Windowed(1)).digest != identify(Windowed(2)).digest
-
-
-def long_function(imported: str, attribute: str) -> types.CodeType:
-    """Code with so many names that the arguments of later instructions are longer than a byte."""
-    names = "\n".join(f"    name_{number} = other_{number}" for number in range(300))
-    scope: dict[str, Any] = {}
-    exec(f"def run(self):\n{names}\n    import {imported}\n    self.{attribute}.append(1)", scope)  # noqa: S102
-    code: types.CodeType = scope["run"].__code__
-    return code
-
-
-def test_long_functions_are_read_like_short_ones() -> None:
-    code = long_function("os.path", "seen")
-    assert imports_of(code) == {(0, "os.path")}
-    assert "seen" in written_by(code)
-
-
 def test_a_librarys_functions_in_a_class_are_read_if_they_are_pythons() -> None:
     class Marked(Tensor):
         shift = 1.0
 
     assert digest(Own(lambda k: torch.full((1,), k).as_subclass(Marked), 1.0))
-
-
-def test_objects_that_answer_every_name_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Proxy:
-        def __getattr__(self, name: str) -> Any:
-            raise RuntimeError(name)
-
-    monkeypatch.setitem(globals(), "count_in", Proxy())
-    assert identify(Counting(1)).digest

@@ -235,7 +235,7 @@ def test_all_batches_count_and_their_order() -> None:
 def test_another_process_finds_the_same_digests() -> None:
     code = (
         "import torch; from qcompress.identity import identify; from tests.models import Residual, seeded;"
-        "from tests.test_identity import scaled;"
+        "from tests.digests.test_identity import scaled;"
         "print(identify([seeded(Residual), scaled(2.0), {'b', 'a', 'c'}, torch.arange(5)]).digest)"
     )
     found = {
