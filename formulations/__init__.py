@@ -16,7 +16,6 @@ from formulations.errors import (
     InfeasibleBudgetError,
     InvalidProblemError,
 )
-from formulations.moved import keep_importable
 from formulations.pairs import PairTerms
 from formulations.problem import Evaluation, Problem
 
@@ -59,30 +58,6 @@ _FORMS = {
     "write_qubo": "formulations.exchange.suffixes",
     "decode_bits": "formulations.exchange.bits",
 }
-
-keep_importable(
-    {
-        "formulations.bqm": "formulations.forms.bqm",
-        "formulations.cqm": "formulations.forms.cqm",
-        "formulations.filter_counts": "formulations.generators.filters.counts",
-        "formulations.filter_qubo": "formulations.generators.filters.qubo",
-        "formulations.filters": "formulations.generators.filters.tables",
-        "formulations.infeasibility": "formulations.feasibility.explain",
-        "formulations.instances": "formulations.generators.random_instances",
-        "formulations.integer_program": "formulations.forms.integer_program",
-        "formulations.nonlinear": "formulations.forms.nonlinear",
-        "formulations.prune_quantize": "formulations.generators.prune_quantize",
-        "formulations.rank_selection": "formulations.generators.rank_selection",
-        "formulations.reduce": "formulations.reductions.presolve",
-        "formulations.tie": "formulations.reductions.tie",
-        "formulations.vbmf": "formulations.generators.vbmf",
-        "solvers.brute_force": "solvers.exact.brute_force",
-        "solvers.nsga2": "solvers.multi_objective",
-        "solvers.recording": "solvers.composites.recording",
-        "solvers.samplers": "solvers.qubo.dimod_sampler",
-        "solvers.selectors": "solvers.baselines",
-    }
-)
 
 
 def __getattr__(name: str) -> Any:
