@@ -40,8 +40,6 @@ __all__ = [
     "UnsupportedProblemError",
     "MultiStart",
     "Polish",
-    "Recording",
-    "Replay",
     "available",
     "beam_search",
     "judge",
@@ -52,8 +50,6 @@ __all__ = [
 _LATER = {
     "MultiStart": "solvers.composites.multi_start",
     "Polish": "solvers.composites.polish",
-    "Recording": "solvers.composites.recording",
-    "Replay": "solvers.composites.recording",
     "beam_search": "solvers.beam",
     "pareto_front": "solvers.multi_objective",
 }

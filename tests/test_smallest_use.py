@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, PairTerms, Problem
 from solvers.base import Search, Solver
-from solvers.composites.recording import Recording, Replay
 from solvers.errors import InvalidOptionError, NoChoiceError
 from solvers.exact.brute_force import BruteForce
 from solvers.kernels.repair import repair
@@ -246,16 +245,6 @@ def test_a_solver_that_ends_by_itself_is_given_no_advice_to_allow_more_time(
     problem = random_problem(0, pairs=pairs)
     with pytest.raises(NoChoiceError, match="was found, which does not prove.*; raise the limit or take another"):
         smallest_use(problem, "bytes", least_objective(problem), solver=Idle(), time_limit=time_limit)
-
-
-@pytest.mark.parametrize("pairs", [False, True])
-def test_a_recorded_search_is_replayed(pairs: bool, tmp_path: Path) -> None:
-    problem = paired_problem(1.0) if pairs else random_problem(12, pairs=False)
-    limit = 15.0 if pairs else problem.evaluate([0] * problem.num_groups).objective + 1.0
-    problem = problem.with_budgets(bytes=by_brute_force(problem, limit) + 5.0)
-    recorded = smallest_use(problem, "bytes", limit, solver=Recording("brute-force", tmp_path / "runs.jsonl"))
-    replayed = smallest_use(problem, "bytes", limit, solver=Replay(tmp_path / "runs.jsonl"))
-    assert replayed.to_json() == recorded.to_json()
 
 
 @pytest.mark.parametrize("pairs", [False, True])

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from formulations import Problem
 from formulations.generators.random_instances import small_problem
 from solvers import Status, StopReason, judge, solve
-from solvers.composites.recording import Recording, Replay
 from solvers.search import Progress
 from solvers.solution_update import with_known
 from solvers.stated_search import StatedSearch
@@ -80,11 +79,3 @@ def test_rounding_beside_the_offset_takes_no_bound_of_the_trace_back(values: lis
             search.raise_bound(search.objective * (1 + rng.integers(-2, 3) * 1e-16))
     bounds = [point.bound for point in search.solution(StopReason.COMPLETED, {}).trace if point.bound is not None]
     assert bounds == sorted(bounds)
-
-
-def test_recordings_hold_bounds_with_the_offset(tmp_path) -> None:
-    problem = beside(0.5)
-    recorded = solve(problem, Recording("lagrangian", tmp_path / "run.jsonl"))
-    repeated = solve(problem, Replay(tmp_path / "run.jsonl"))
-    assert repeated.bound == pytest.approx(recorded.bound)
-    assert repeated.details["course"][-1][1] == recorded.objective

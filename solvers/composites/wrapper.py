@@ -1,6 +1,6 @@
 """The base class of solvers that run another solver; a wrapper has the capabilities of its inner solver.
 
-    solve(problem, MultiStart("sa", starts=4))          compare(problem, [Polish("ga"), Recording("anneal", path)])
+    solve(problem, MultiStart("sa", starts=4))          compare(problem, ["ga", Polish("ga")])
 
 The inner solver runs on an `inner_search` with a separate incumbent, bound, details and random numbers. All its results
 are passed to the outer search, which evaluates them again.
