@@ -26,8 +26,7 @@ class FileKind:
 
     Args:
         name: name of the kind, used in the file's header and in error messages.
-        version: the version that is written, and the newest version that can be read.
-        oldest: the oldest version that can be read.
+        version: the version that is written, and the only one that is read.
 
     >>> note = FileKind("note", version=2)
     >>> note.header
@@ -35,12 +34,11 @@ class FileKind:
     >>> note.require({"kind": "note", "version": 3}, "a.json")
     Traceback (most recent call last):
     ...
-    formulations.errors.FileFormatError: a.json is a note file of version 3; this program reads up to version 2
+    formulations.errors.FileFormatError: a.json is a note file of version 3; this program reads version 2
     """
 
     name: str
     version: int
-    oldest: int = 1
 
     @property
     def header(self) -> dict[str, Any]:
@@ -48,7 +46,7 @@ class FileKind:
         return {"kind": self.name, "version": self.version}
 
     def require(self, header: Any, where: object) -> None:
-        """Check that ``header`` is of this kind and of a readable version; ``where`` names its origin in errors.
+        """Check that ``header`` is of this kind and version; ``where`` names its origin in errors.
 
         Raises:
             FileFormatError: the header is of another kind or version.
@@ -57,11 +55,9 @@ class FileKind:
         if not isinstance(header, Mapping) or kind != self.name:
             raise FileFormatError(f"{where} is not a {self.name} file: its header says {kind!r}")
         version = header.get("version")
-        if type(version) is not int or not self.oldest <= version <= self.version:
-            versions = f"up to version {self.version}" if self.oldest == 1 else f"version {self.oldest}"
-            versions += f" to {self.version}" if 1 < self.oldest < self.version else ""
+        if type(version) is not int or version != self.version:
             raise FileFormatError(
-                f"{where} is a {self.name} file of version {version!r}; this program reads {versions}"
+                f"{where} is a {self.name} file of version {version!r}; this program reads version {self.version}"
             )
 
     @contextlib.contextmanager

@@ -334,7 +334,7 @@ class Problem:
         """Read a problem that `save` wrote.
 
         Raises:
-            FileFormatError: the file is truncated, of another kind, newer, or contains a pickle.
+            FileFormatError: the file is truncated, of another kind or version, or contains a pickle.
             InvalidProblemError: the content of the file does not make a valid problem.
         """
         header, arrays = FILE_KIND.read_arrays(path)
@@ -371,7 +371,8 @@ class Problem:
             "budgets": dict(self.budgets),
             "offset": self.offset,
         }
-        header |= {"fixed": dict(self.fixed)} if self.fixed else {}  # problems in old files keep their fingerprints
+        # what is empty is left out, as in the fingerprints that are recorded for stored instances
+        header |= {"fixed": dict(self.fixed)} if self.fixed else {}
         header |= {"resource_pairs": list(self.resource_pairs)} if self.resource_pairs else {}
         return header
 

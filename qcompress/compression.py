@@ -189,7 +189,7 @@ def compress(
             its own weights; use `apply_` for such a model.
         EngineError: the engine does not exist, or does not support the model or the options.
         VerificationError: the engine does not run its file, or the file does not behave as predicted.
-        OptionsError: the folder holds a run of an earlier version, or an argument is outside its range.
+        OptionsError: an argument is outside its range.
 
     Warns:
         UncheckedWarning: an input of the run in ``folder`` cannot be checked for changes.

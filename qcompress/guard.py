@@ -155,7 +155,7 @@ class Guarded:
                 best=Proposal.from_json(value["best"]),
                 candidates=tuple(map(Candidate.from_json, value["candidates"])),
                 undecided=tuple(map(Candidate.from_json, value["undecided"])),
-                error=value.get("error"),
+                error=value["error"],
             )
 
 

@@ -29,7 +29,7 @@ from qcompress.model.weights import Skipped
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Keep, Transform, Weight
 
-FILE_KIND = FileKind("qcompress measurement", version=4)
+FILE_KIND = FileKind("qcompress measurement", version=5)
 NOTHING_FITS = "no option on offer fits it"
 
 
@@ -260,11 +260,11 @@ class Measurement:
             "tried": dict(self.tried),
             "notes": list(self.notes),
             "squares": list(self.squares),
-            **({"no_choice": dict(self.no_choice)} if self.no_choice else {}),
-            **({"selecting": list(self.selecting)} if self.selecting else {}),
-            **({"sets": [item.to_json() for item in self.sets]} if self.sets else {}),
-            **({"coded": [part.to_json() for part in self.coded]} if self.coded else {}),
-            **({"resource_pairs": list(self.resource_pairs)} if self.resource_pairs else {}),
+            "no_choice": dict(self.no_choice),
+            "selecting": list(self.selecting),
+            "sets": [item.to_json() for item in self.sets],
+            "coded": [part.to_json() for part in self.coded],
+            "resource_pairs": list(self.resource_pairs),
         }
         arrays: dict[str, NDArray[Any]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
@@ -285,44 +285,41 @@ class Measurement:
         """Read what `save` wrote.
 
         Raises:
-            FileFormatError: the file is truncated, of another kind, from a newer version, or holds a pickle.
+            FileFormatError: the file is truncated, of another kind or version, or holds a pickle.
         """
         header, arrays = FILE_KIND.read_arrays(path)
         with FILE_KIND.building(path):
             resources = {name: arrays[f"resource_{i}"] for i, name in enumerate(header["resources"])}
-            places = header.get("moments", {})
-            if isinstance(places, list):  # up to version 3 every layer had its own matrix
-                places = {path: place for place, path in enumerate(places)}
-            moments = {path: arrays[f"moments_{place}"] for path, place in places.items()}
-            squares = {path: arrays[f"squares_{place}"] for place, path in enumerate(header.get("squares", ()))}
+            moments = {path: arrays[f"moments_{place}"] for path, place in header["moments"].items()}
+            squares = {path: arrays[f"squares_{place}"] for place, path in enumerate(header["squares"])}
             return cls(
                 parts=tuple(map(Part.from_json, header["parts"])),
                 transforms=tuple(tuple(map(transform_from_json, options)) for options in header["transforms"]),
                 cost=arrays["cost"],
                 factor=arrays["factor"],
                 standard_error=arrays.get("standard_error"),
-                error=arrays.get("error", np.full(len(arrays["cost"]), np.nan)),  # not in version 1
+                error=arrays["error"],
                 resources=MappingProxyType(resources),
                 fixed=MappingProxyType(header["fixed"]),
                 original=MappingProxyType(header["original"]),
                 skipped=tuple(Skipped(**item) for item in header["skipped"]),
                 moments=MappingProxyType(moments),
-                num_inputs=MappingProxyType(header.get("num_inputs", {})),
-                tried=MappingProxyType(header.get("tried", {})),
-                notes=tuple(header.get("notes", ())),
+                num_inputs=MappingProxyType(header["num_inputs"]),
+                tried=MappingProxyType(header["tried"]),
+                notes=tuple(header["notes"]),
                 squares=MappingProxyType(squares),
-                no_choice=MappingProxyType(header.get("no_choice", {})),
-                selecting=tuple(header.get("selecting", ())),
+                no_choice=MappingProxyType(header["no_choice"]),
+                selecting=tuple(header["selecting"]),
                 softened=arrays.get("softened"),
                 ran=arrays.get("ran"),
-                standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
-                standing_loss=header.get("standing_loss", 0.0),
-                sets=tuple(map(CoupledSet.from_json, header.get("sets", ()))),
-                coded=tuple(map(Part.from_json, header.get("coded", ()))),
+                standing=tuple(header["standing"]),
+                standing_loss=header["standing_loss"],
+                sets=tuple(map(CoupledSet.from_json, header["sets"])),
+                coded=tuple(map(Part.from_json, header["coded"])),
                 resource_pairs=MappingProxyType(
                     {
                         name: matrix_from(arrays, f"resource_pairs_{i}", len(arrays["cost"]))
-                        for i, name in enumerate(header.get("resource_pairs", ()))
+                        for i, name in enumerate(header["resource_pairs"])
                     }
                 ),
                 **{key: header[key] for key in ("num_samples", "method", "loss", "seed", "model_fingerprint")},

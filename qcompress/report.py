@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from formulations.file_kinds import FileKind
@@ -92,6 +92,7 @@ class Report:
     metric_after: float | None
     parts: tuple[PartReport, ...]
     skipped: dict[str, str]
+    skipped_bytes: dict[str, int]
     refined: dict[str, Any] | None = None
     smallest: dict[str, Any] | None = None
     loss_validation: float | None = None
@@ -103,7 +104,6 @@ class Report:
     chosen: str | None = None
     rounds: tuple[Candidate, ...] = ()
     warnings: tuple[str, ...] = ()
-    skipped_bytes: dict[str, int] = field(default_factory=dict)
     loss_predicted_error: float | None = None
     loss_validation_error: float | None = None
     metric_name: str = "metric"
@@ -139,9 +139,9 @@ class Report:
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
-            value |= {name: tuple(map(Candidate.from_json, value.get(name, ()))) for name in TRIED}
-            value["parts"] = tuple(PartReport(**entry) for entry in value.get("parts", ()))
-            return cls(**{**value, "warnings": tuple(value.get("warnings", ()))})
+            value |= {name: tuple(map(Candidate.from_json, value[name])) for name in TRIED}
+            value["parts"] = tuple(PartReport(**entry) for entry in value["parts"])
+            return cls(**{**value, "warnings": tuple(value["warnings"])})
 
     def __repr__(self) -> str:
         uses = ", ".join(f"{amount(used)} of {amount(self.original[name])} {name}" for name, used in self.usage.items())
@@ -295,7 +295,7 @@ def by_reason(
 
     Args:
         skipped: name → reason.
-        size_bytes: name → bytes; empty if unknown (reports of earlier versions).
+        size_bytes: name → bytes.
         whole_bytes: bytes of the whole model.
         most: maximum number of names in a line.
 
@@ -307,12 +307,11 @@ def by_reason(
         names.setdefault(reason, []).append(name or "the model itself")
     sizes: dict[str, float] = {}
     for name, reason in skipped.items():
-        sizes[reason] = sizes.get(reason, 0.0) + size_bytes.get(name, 0.0)
+        sizes[reason] = sizes.get(reason, 0.0) + size_bytes[name]
     lines = []
     for reason, listed_names in names.items():
         facts = [f"{len(listed_names)} times"] if len(listed_names) > 1 else []
-        facts += [f"{100 * sizes[reason] / (whole_bytes or 1.0):.3g} % of the bytes"] if size_bytes else []
-        counted = f" ({', '.join(facts)})" if facts else ""
+        facts.append(f"{100 * sizes[reason] / (whole_bytes or 1.0):.3g} % of the bytes")
         listed = ", ".join(listed_names[:most]) + (", …" if len(listed_names) > most else "")
-        lines.append(f"{reason}{counted}: {listed}")
+        lines.append(f"{reason} ({', '.join(facts)}): {listed}")
     return lines

@@ -34,7 +34,6 @@ FILE_KIND = FileKind("qcompress run", version=1)
 BEAT_EVERY_S = 2.0
 WRITTEN, REPLACED, REUSED = "written", "replaced", "reused"
 """What a run did with a file; "replaced" is a step's value of an earlier run whose inputs have changed."""
-_EARLIER = "settings.json"  # written by versions without a journal
 
 Value = TypeVar("Value")
 Told = TypeVar("Told")
@@ -61,7 +60,7 @@ class RunFolder:
         last_files: file → "written", "replaced" or "reused", for the last run in the folder before this one.
 
     Raises:
-        OptionsError: the folder has no name or cannot be written, or holds a run of an earlier version.
+        OptionsError: the folder has no name or cannot be written.
         FileFormatError: the journal is incomplete.
 
     >>> import tempfile, pathlib
@@ -125,7 +124,7 @@ class RunFolder:
         changed = sorted(
             name for name in digests.keys() | earlier["key"].keys() if digests.get(name) != earlier["key"].get(name)
         )
-        same = not changed and earlier.get("file") == kept.file
+        same = not changed and earlier["file"] == kept.file
         if same and earlier["done"] and file.exists():
             _logger.info("%s: %s is reused", self.path, kept.file)
             with _explaining_damage():
@@ -208,7 +207,7 @@ class RunFolder:
     def _overwriting(self, file: str) -> None:
         """Forget the steps whose finished value is about to be overwritten."""
         self._steps = {
-            step: entry for step, entry in self._steps.items() if not (entry["done"] and entry.get("file") == file)
+            step: entry for step, entry in self._steps.items() if not (entry["done"] and entry["file"] == file)
         }
         self._write()
 
@@ -239,11 +238,6 @@ class RunFolder:
 
     def _open(self, path: Path) -> None:
         if not (path / JOURNAL).exists():
-            if (path / _EARLIER).exists():
-                raise OptionsError(
-                    f"{path} holds a run of an earlier version ({_EARLIER}), which cannot be resumed; choose "
-                    "another folder or delete this one"
-                )
             place = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
             if not place.is_dir():
                 what = "a file" if place.exists() else "a link that leads nowhere"
@@ -255,10 +249,10 @@ class RunFolder:
                 raise OptionsError(f"the run folder {path} cannot be written: {error}") from error
         with _explaining_damage():
             journal = FILE_KIND.read_json(path / JOURNAL)
-        steps, files = journal.get("steps"), journal.get("files", {})
-        if not (isinstance(steps, dict) and all(_is_entry(entry) for entry in steps.values())):
+        steps, files = journal.get("steps"), journal.get("files")
+        if not (isinstance(steps, dict) and isinstance(files, dict) and all(map(_is_entry, steps.values()))):
             raise FileFormatError(
-                f"{path / JOURNAL} is not a complete {FILE_KIND.name} file: its steps are damaged; delete it"
+                f"{path / JOURNAL} is not a complete {FILE_KIND.name} file: its steps or files are damaged; delete it"
             )
         self._steps, self.last_files, self._written = steps, files, records_in(journal)
 
@@ -327,5 +321,5 @@ def _explaining_damage() -> Iterator[None]:
 
 
 def _is_entry(entry: Any) -> bool:
-    fields = {"key": dict, "wall_s": float, "done": bool}
+    fields = {"key": dict, "file": str, "wall_s": float, "done": bool}
     return isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in fields.items())

@@ -28,7 +28,7 @@ class Journal:
         path: path of the file; its folder must exist.
 
     Raises:
-        FileFormatError: the file is not a journal, has a newer version, or is damaged.
+        FileFormatError: the file is not a journal, has another version, or is damaged.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "runs.jsonl"
@@ -64,7 +64,7 @@ def read_journal(path: AnyPath) -> list[tuple[dict[str, Any], Any]]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        FileFormatError: the file is not a journal, has a newer version, or is damaged.
+        FileFormatError: the file is not a journal, has another version, or is damaged.
     """
     return _complete_lines(Path(path), Path(path).read_bytes())[0]
 

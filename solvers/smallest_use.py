@@ -74,7 +74,7 @@ class SmallestUse:
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
-            value["stop_reason"] = StopReason(value.get("stop_reason", StopReason.COMPLETED))  # missing in version 1
+            value["stop_reason"] = StopReason(value["stop_reason"])
             return cls(**{**value, "choice": np.array(value["choice"], dtype=np.int64)})
 
 

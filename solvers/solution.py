@@ -120,7 +120,7 @@ class Solution:
         """Read a solution that `save` wrote.
 
         Raises:
-            FileFormatError: the file is not a solution, or has a newer version.
+            FileFormatError: the file is not a solution, or has another version.
         """
         return cls.from_json(read_json(path, FILE_KIND.name), str(path))
 
@@ -129,7 +129,7 @@ class Solution:
         """Restore a solution from the dictionary that `to_json` returned; ``where`` names its origin in errors.
 
         Raises:
-            FileFormatError: the dictionary is not a solution, or has a newer version.
+            FileFormatError: the dictionary is not a solution, or has another version.
         """
         value = FILE_KIND.content(json, where)
         with FILE_KIND.building(where):

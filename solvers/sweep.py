@@ -150,13 +150,11 @@ class Sweep:
         """Read a sweep that `save` wrote.
 
         Raises:
-            FileFormatError: the file is not a sweep, or has a newer version.
+            FileFormatError: the file is not a sweep, or has another version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
-            value["stop_reason"] = StopReason(
-                value.get("stop_reason", StopReason.COMPLETED)
-            )  # missing before version 3
+            value["stop_reason"] = StopReason(value["stop_reason"])
             value["points"] = tuple(SweepPoint.from_json(point, str(path)) for point in value["points"])
             return cls(**value)
 

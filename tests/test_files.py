@@ -108,19 +108,6 @@ def test_saving_takes_the_place_of_the_file_before(saved, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["problem.npz"]
 
 
-def test_a_file_of_version_1_whose_fixed_use_is_a_group_loads_as_what_it_is(tmp_path):
-    """Version 1 knew no fixed use: a last group "(fixed)" with one option stood for it."""
-    uses = {"bytes": [40.0, 5.0, 8.0]}
-    path = tmp_path / "problem.npz"
-    Problem(["conv", "(fixed)"], [["keep", "4 bits"], ["as is"]], [0.0, 0.1, 0.0], uses, {"bytes": 20.0}).save(path)
-    with_header(path, version=1)
-    problem = Problem.load(path)
-    assert problem.groups == ("conv", "(fixed)")
-    assert problem.evaluate([1, 0]).usage == {"bytes": 13.0}
-    known = "ddd67b33a4bc93ad54f46cc3fbbf93cef4ae9d23ea0363551aea6da9730b898a"  # as version 1 computed it
-    assert problem.fingerprint() == known  # solutions, jobs and journals of that version go on belonging to it
-
-
 def solution_of(problem):
     choice = np.zeros(problem.num_groups, dtype=np.int64)
     judged = problem.evaluate(choice)
@@ -237,11 +224,12 @@ def test_a_plain_npz_and_a_plain_npy_are_no_problem_files(tmp_path):
         Problem.load(array)
 
 
-def test_another_kind_and_a_newer_version_are_refused(saved):
+def test_another_kind_or_version_is_refused(saved):
     path = saved[1]
-    with_header(path, version=99)
-    with pytest.raises(FileFormatError, match="of version 99; this program reads up to version 3"):
-        Problem.load(path)
+    for version in (2, 99):
+        with_header(path, version=version)
+        with pytest.raises(FileFormatError, match=f"of version {version}; this program reads version 3"):
+            Problem.load(path)
     with_header(path, version="one")
     with pytest.raises(FileFormatError, match="of version 'one'"):
         Problem.load(path)

@@ -193,12 +193,6 @@ def test_what_cannot_be_checked_is_said_once_for_a_run(tmp_path: Path) -> None:
     run.once("apply", Maker(), key={"forward": lock}, kept=Kept("other.txt", write, Path.read_text))
 
 
-def test_the_folder_of_an_earlier_version_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text("{}")
-    with pytest.raises(OptionsError, match=r"an earlier version \(settings\.json\).*choose another folder"):
-        RunFolder(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("journal", "error"),
     [
@@ -206,7 +200,8 @@ def test_the_folder_of_an_earlier_version_is_one_clear_error(tmp_path: Path) -> 
         ("[]", FileFormatError),
         (json.dumps({"kind": "qcompress run", "version": 99, "steps": {}}), FileFormatError),
         (json.dumps({"kind": "something else", "version": 1}), FileFormatError),
-        (json.dumps({"kind": "qcompress run", "version": 1, "steps": {"measure": {}}}), FileFormatError),
+        (json.dumps({"kind": "qcompress run", "version": 1, "steps": {"measure": {}}, "files": {}}), FileFormatError),
+        (json.dumps({"kind": "qcompress run", "version": 1, "steps": {}}), FileFormatError),
     ],
 )
 def test_a_journal_that_is_no_whole_one_is_one_clear_error(

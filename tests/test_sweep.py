@@ -374,10 +374,6 @@ def test_a_nested_sweep_comes_back_from_its_file_and_its_journal(tmp_path, monke
     monkeypatch.setattr("solvers.sweep.solve", lambda *_, **__: pytest.fail("solved again"))
     again = sweep(problem, "bytes", 5, solver="greedy", nested=True, journal=tmp_path / "runs.jsonl")
     assert again.to_markdown() == curve.to_markdown()
-    old = {**curve.to_json(), "version": 1}
-    del old["nested"]
-    write_json(tmp_path / "old.json", old)
-    assert not Sweep.load(tmp_path / "old.json").nested
 
 
 @dataclass(frozen=True)

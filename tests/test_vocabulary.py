@@ -353,11 +353,11 @@ def test_members_are_named_masked_and_can_be_exported() -> None:
     assert not any(parameter.requires_grad for parameter in small.parameters())
     model, data = bag(), texts()
     measurement = measure(model, data, RANKS, loss="mse")
-    small = apply(model, measurement, solution([1, 2, 3, 0, 0]))
+    small = apply(model, measurement, solution([1, 2, 3, 0]))
     batch = torch.export.Dim("batch", min=2)
     exported = torch.export.export(small, (data[0],), dynamic_shapes=({0: batch},))
     assert torch.equal(exported.module()(data[1][:5]), small(data[1][:5]))
-    fresh = apply(model, measurement, solution([1, 2, 3, 0, 0]))
+    fresh = apply(model, measurement, solution([1, 2, 3, 0]))
     fresh.load_state_dict(small.state_dict())
 
 

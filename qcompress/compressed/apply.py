@@ -163,15 +163,15 @@ def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:
     """
     chosen: list[int] = as_choice(choice).tolist()
     num_parts = len(measurement.parts)
-    if len(chosen) not in (num_parts, num_parts + 1):  # earlier versions had one more group, for fixed use
+    if len(chosen) != num_parts:
         raise ModelError(
             f"the solution chooses for {len(chosen)} groups, the measurement has {num_parts} parts: "
             "it belongs to another problem"
         )
-    for part, options, option in zip(measurement.parts, measurement.transforms, chosen, strict=False):
+    for part, options, option in zip(measurement.parts, measurement.transforms, chosen, strict=True):
         if not 0 <= option < len(options):
             raise ModelError(f"the solution chooses option {option} for {part.name!r}, which has {len(options)}")
-    return chosen[:num_parts]
+    return chosen
 
 
 def require_measured(model: nn.Module, fingerprint: str) -> None:

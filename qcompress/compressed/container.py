@@ -1,13 +1,12 @@
 """Write and read the contents of a compressed model as a safetensors file.
 
 One array of bytes holds all arrays in sequence, and one entry of the metadata describes them, because a separate entry
-for each array would take more space than the small arrays themselves. Files of earlier versions can be read as well.
+for each array would take more space than the small arrays themselves.
 """
 
 import json
 import zlib
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -16,13 +15,11 @@ from torch import Tensor, nn
 from formulations import FileFormatError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, as_path
-from qcompress.compressed.index import Contents, Described, dtype_name, pack_index, unpack_index
+from qcompress.compressed.index import Contents, pack_index, unpack_index
 from qcompress.compressed.record import CompressedPart
 from qcompress.errors import ArtefactError
 from qcompress.model.loose import loose_state
-from qcompress.model.parts import Part
 from qcompress.model.tensors import EXTRA_STATE, bytes_of, held_tensors
-from qcompress.options import transform_from_json
 
 FILE_KIND = FileKind("qcompress compressed model", version=3)
 _HEADER = "qcompress"
@@ -55,8 +52,8 @@ def head(contents: Contents, digest: str) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def read(path: AnyPath) -> tuple[Contents, str | None]:
-    """Return the contents of a file, and the digest of the saved model (None before version 3).
+def read(path: AnyPath) -> tuple[Contents, str]:
+    """Return the contents of a file, and the digest of the saved model.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -72,14 +69,10 @@ def read(path: AnyPath) -> tuple[Contents, str | None]:
         raise ArtefactError(f"{path} is damaged: no readable header in it ({error!r})") from error
     except FileFormatError as error:
         raise ArtefactError(str(error)) from error
-    version = header["version"]
-    if header.get("crc32") != (f"{_checksum(tensors):08x}" if version >= 3 else _checksum(tensors)):
+    if header.get("crc32") != f"{_checksum(tensors):08x}":
         raise ArtefactError(f"{path} is damaged: its arrays do not have the checksum they were written with")
     try:
-        if version < 3:
-            contents, digest = _contents_of_version_2(header, tensors), None
-        else:
-            contents, digest = unpack_index(header["index"], tensors[_PAYLOAD]), str(header["digest"])
+        contents, digest = unpack_index(header["index"], tensors[_PAYLOAD]), str(header["digest"])
         for item in contents.parts:
             _require_size(item)
     except _DAMAGE as error:
@@ -145,21 +138,3 @@ def _require_size(item: CompressedPart) -> None:
     expected = item.transform.size_bytes(item.part.target)
     if size != expected:
         raise ValueError(f"{item.part.name!r} has {size} bytes, {item.transform.label} takes {expected}")
-
-
-def _contents_of_version_2(header: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:
-    """Read files of versions 1 and 2: every array under its own name, and only the state dict."""
-    parts = []
-    for value in header["parts"]:
-        part = Part.from_json(value["part"])
-        stored = {name: tensors[f"{part.name}/{name}"].clone() for name in value["arrays"]}
-        parts.append(CompressedPart(part=part, transform=transform_from_json(value["transform"]), stored=stored))
-    state = {
-        name: Described(dtype=dtype, shape=tuple(shape), first=first)
-        for name, (dtype, shape, first) in header["state"].items()
-    }
-    plain = {name: tensors[name].clone() for name in header["plain"]}
-    for name, tensor in plain.items():
-        if (dtype_name(tensor), tuple(tensor.shape)) != (state[name].dtype, state[name].shape):
-            raise ValueError(f"{name!r} is {dtype_name(tensor)} {tuple(tensor.shape)}, expected {state[name]}")
-    return Contents(parts=tuple(parts), plain=plain, state=state)

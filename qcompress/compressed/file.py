@@ -124,7 +124,7 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ArtefactError: the file is truncated, of another kind or from a newer version, the architecture differs (the
+        ArtefactError: the file is truncated, of another kind or version, the architecture differs (the
             message says where), or the loaded model differs from the saved one.
     """
     packed = as_flag(packed, "packed")
@@ -160,7 +160,7 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
         raise ArtefactError(f"{path} is damaged: its arrays cannot be decoded to weights ({error})") from error
     refuse(path, state_differences(contents.state, described(held_tensors(model))))
     put_(model, contents)
-    if digest is not None and digest_of(model) != digest:
+    if digest_of(model) != digest:
         raise ArtefactError(
             f"the model loaded from {path} is not the one that was saved: its tensors have another digest. Tensors of "
             "the given model may share memory, or change when they are set"
@@ -183,7 +183,7 @@ def stored_parts(path: AnyPath) -> tuple[CompressedPart, ...]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ArtefactError: the file is truncated, damaged, of another kind or from a newer version.
+        ArtefactError: the file is truncated, damaged, of another kind or version.
     """
     return container.read(path)[0].parts
 

@@ -63,10 +63,7 @@ def cut_differences(contents: Contents, cuts: Cuts, model: nn.Module) -> list[st
 
 
 def state_differences(expected: dict[str, Described], actual: dict[str, Described]) -> list[str]:
-    """Describe how a state differs from the file's.
-
-    Non-persistent buffers are replaced whatever the model has; only files before version 3 lack them.
-    """
+    """Describe how a state differs from the file's; non-persistent buffers are replaced, whatever the model has."""
     differences = [
         f"it lacks {name!r}" for name, described in expected.items() if described.persistent and name not in actual
     ]

@@ -22,7 +22,7 @@ from formulations.files import AnyPath
 from qcompress.errors import DataError
 from qcompress.measuring.outlying import limited
 
-FILE_KIND = FileKind("qcompress partial measurement", version=2, oldest=2)
+FILE_KIND = FileKind("qcompress partial measurement", version=2)
 COUNTS = ("num_samples", "num_batches", "num_columns", "by_sample")
 MAX_EXACT = 4096
 SKETCH_RANK = 512
@@ -194,5 +194,5 @@ class Sums:
         sums.cost_squares = arrays["cost_squares"]
         for name in COUNTS:
             setattr(sums, name, header[name])
-        sums.tried, sums.first_tried = header.get("tried", {}), header.get("first_tried")
+        sums.tried, sums.first_tried = header["tried"], header["first_tried"]
         return sums

@@ -92,13 +92,16 @@ class CoupledSet:
 
     def to_json(self) -> dict[str, Any]:
         """Return the set as plain JSON."""
-        bypasses = {"bypasses": [item.to_json() for item in self.bypasses]} if self.bypasses else {}
-        mixed = {"mixed": dict(self.mixed)} if self.mixed else {}
-        axes = [axis.to_json() for axis in self.axes]
-        return {"name": self.name, "axes": axes, "work": self.work, **mixed, **bypasses}
+        return {
+            "name": self.name,
+            "axes": [axis.to_json() for axis in self.axes],
+            "work": self.work,
+            "mixed": dict(self.mixed),
+            "bypasses": [item.to_json() for item in self.bypasses],
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "CoupledSet":
         """Undo `to_json`; KeyError or TypeError if ``value`` is not such JSON."""
-        bypasses = tuple(map(Bypass.from_json, value.get("bypasses", ())))
+        bypasses = tuple(map(Bypass.from_json, value["bypasses"]))
         return cls(**{**value, "axes": tuple(map(Axis.from_json, value["axes"])), "bypasses": bypasses})

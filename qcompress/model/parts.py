@@ -98,7 +98,7 @@ class Part:
     def from_json(cls, value: dict[str, Any]) -> "Part":
         """Undo `to_json`; KeyError, TypeError or AttributeError if ``value`` is not such JSON."""
         fields = dict(value["target"])
-        if window := fields.get("window"):
+        if window := fields["window"]:
             fields["window"] = Window(**{**window, "kernel": tuple(window["kernel"])})
         target = Target(**{**fields, "dtype": getattr(torch, fields["dtype"])})
         rows = None if value["rows"] is None else (int(value["rows"][0]), int(value["rows"][1]))

@@ -110,7 +110,7 @@ class Suite:
         """Read a suite that `save` wrote.
 
         Raises:
-            FileFormatError: the file is not a suite, or has a newer version.
+            FileFormatError: the file is not a suite, or has another version.
         """
         content = SUITE_KIND.read_json(path)
         with SUITE_KIND.building(path):

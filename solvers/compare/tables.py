@@ -163,7 +163,7 @@ class Comparison:
         """Read a comparison that `save` wrote.
 
         Raises:
-            FileFormatError: the file is not a comparison, or has a newer version.
+            FileFormatError: the file is not a comparison, or has another version.
         """
         return cls.from_json(read_json(path, FILE_KIND.name), str(path))
 
@@ -172,7 +172,7 @@ class Comparison:
         """Restore a comparison from the dictionary that `to_json` returned; ``where`` names its origin in errors.
 
         Raises:
-            FileFormatError: the dictionary is not a comparison, or has a newer version.
+            FileFormatError: the dictionary is not a comparison, or has another version.
         """
         FILE_KIND.require(json, where)
         with FILE_KIND.building(where):
@@ -185,9 +185,9 @@ class Comparison:
                     for label, runs in json["solutions"].items()
                 },
                 skipped=dict(json["skipped"]),
-                best_known=json.get("best_known"),  # missing in version 1
-                stated_target=json.get("stated_target"),
-                within=json.get("within", TARGET),
+                best_known=json["best_known"],
+                stated_target=json["stated_target"],
+                within=json["within"],
             )
 
     def _runs(self) -> list[Solution]:

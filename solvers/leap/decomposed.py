@@ -44,10 +44,6 @@ TOLD = (
 )
 """Entries of the report on each part, besides its groups and whether it improved the choice."""
 
-YOUNGER = ("anneal_schedule", "chain_strength", "gauges", "embedding")
-"""Options that the first descents did not have. At their defaults they do not count in the name of a descent's file, so
-that descents of that time are resumed; add each new option here."""
-
 
 @dataclass(frozen=True)
 class Decomposed(QuantumProcessor):
@@ -145,12 +141,7 @@ class Decomposed(QuantumProcessor):
         """Yield the initial state, from an interrupted run or from a first choice, and lock its file."""
         import fasteners
 
-        defaults = self.option_defaults()
-        options = {
-            name: value
-            for name, value in self.option_values.items()
-            if name != "jobs" and not (name in YOUNGER and value == defaults[name])
-        }
+        options = {name: value for name, value in self.option_values.items() if name != "jobs"}
         initial = None if search.initial is None else search.initial.tolist()
         path = descent_path(self.jobs, [search.original.fingerprint(), options, search.seed, initial])
         path.parent.mkdir(parents=True, exist_ok=True)

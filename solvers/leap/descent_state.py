@@ -59,7 +59,7 @@ class DescentState:
         """Read the state that an interrupted run left, or None.
 
         Raises:
-            FileFormatError: the file is of another kind, incomplete, or has a newer version.
+            FileFormatError: the file is of another kind, incomplete, or has another version.
         """
         if not path.exists():
             return None

@@ -95,13 +95,11 @@ class Job:
         """Read a job file.
 
         Raises:
-            FileFormatError: the file is of another kind, incomplete, or has a newer version.
+            FileFormatError: the file is of another kind, incomplete, or has another version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
-            if "problem_id" in value and (problem_id := value.pop("problem_id")) is not None:  # in version 1
-                value |= {"problem_ids": (problem_id,), "sending": False}
-            return cls(path=Path(path), **value | {"problem_ids": tuple(value.get("problem_ids", ()))})
+            return cls(path=Path(path), **value | {"problem_ids": tuple(value["problem_ids"])})
 
     @property
     def problem_id(self) -> str | None:

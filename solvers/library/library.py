@@ -124,7 +124,7 @@ class Library:
         return bool(record.family) or not record.file or self._file(record) is not None
 
     def problem(self, name: str) -> Problem:
-        """Return the problem of an instance; a record of version 1 gets its sums.
+        """Return the problem of an instance.
 
         Raises:
             FileNotFoundError: the instance is a published one and its file is missing.
@@ -132,14 +132,12 @@ class Library:
         """
         record = self.records[name]
         problem = self._read(record)
-        found = pattern(problem) if record.sums else problem.fingerprint()
+        found = pattern(problem) if record.family else problem.fingerprint()
         different = "" if found == record.fingerprint else "its fingerprint differs"
-        if not different and record.sums and not same_numbers(problem, record.sums):
+        if not different and record.family and not same_numbers(problem, record.sums):
             different = "its numbers differ"
         if different:
             raise FileFormatError(f"instance {name!r} is not the one that was recorded: {different}")
-        if not record.sums:  # in version 1 a generated problem has none either
-            self.records[name] = _of_problem(record, problem)
         return problem
 
     def improve(self, name: str, solution: Solution) -> bool:
@@ -150,7 +148,6 @@ class Library:
         record, by = self.records[name], _signature(solution)
         if solution.choice is not None:
             objective, excess = recomputed(self.problem(name), solution.choice)
-            record = self.records[name]  # with sums, even if it was of version 1
             if not excess and (record.best is None or _better(objective, record.best)):
                 record = replace(record, best=objective, found_by=by)
                 self.choices[name] = np.array(solution.choice, dtype=np.int64)

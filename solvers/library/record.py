@@ -20,7 +20,7 @@ class Record:
         licence: licence of the instance.
         family, arguments: family in `formulations.generators.families`, and its arguments, for a generated instance.
         file, reader: file in the library's folder or in the folder of published instances, and the name of its reader.
-        fingerprint: fingerprint of the problem; of a generated one with ``sums``, of all but the values of its numbers.
+        fingerprint: fingerprint of the problem; of a generated one, of all but the values of its numbers.
         sums: weighted sums of a generated problem's numbers, whose last bits depend on the processor.
         best, found_by: objective of the best known choice, and the solver that found it.
         bound, bound_by: best lower bound, and the solver that proved it.

@@ -349,7 +349,7 @@ def test_a_damaged_job_file_and_a_changed_problem_are_refused(leap):
     made.path.write_text(made.path.read_text()[:40])
     with pytest.raises(FileFormatError, match="no readable JSON"):
         Job.load(made.path)
-    made.path.write_text(json.dumps({"kind": job.FILE_KIND.name, "version": 1}))
+    made.path.write_text(json.dumps(job.FILE_KIND.header))
     with pytest.raises(FileFormatError, match="not a complete"):
         Job.load(made.path)
 

@@ -18,12 +18,11 @@ from solvers.testing import optimum
 pytest.importorskip("dwave.cloud")
 from solvers.leap import device
 from solvers.leap.decomposed import Decomposed
-from solvers.leap.descent_state import descent_path
 from solvers.leap.embedded import EmbeddedForm
 from solvers.leap.errors import LeapConnectionError
 from solvers.leap.job import Job, jobs_in
 from solvers.leap.qpu import QuantumProcessor
-from tests.leap.fixtures import interrupted_at, one_large_group, pegasus
+from tests.leap.fixtures import one_large_group, pegasus
 
 SPARSE = layered_problem(4, rank=0, degree=2, bits=(2, 4, 8), seed=2)
 
@@ -190,25 +189,6 @@ def test_gauges_go_on_where_the_connection_was_lost(leap, tmp_path, monkeypatch)
     assert seen == {"PARTLY SENT", "COMPLETED"}
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["id unknown", "id known"])
-def test_a_job_file_of_version_1_is_read(leap, known):
-    made = solve(SPARSE, "qpu", wait=False, num_reads=10)
-    old = json.loads(made.path.read_text())
-    (problem_id,) = old.pop("problem_ids")
-    for name in ("gauges", "anneal_schedule", "chain_strength", "embedding"):
-        del old["options"][name]
-    del old["record"]["strength"]
-    old |= {"version": 1, "sending": True}
-    old |= {"problem_id": problem_id} if known else {"problem_id": None, "status": "NOT SENT"}
-    made.path.write_text(json.dumps(old))
-    job = Job.load(made.path)
-    assert job.problem_ids == (made.problem_ids if known else ())
-    assert job.sent == known
-    assert job.refresh().status == "COMPLETED"
-    assert Job.load(made.path).fetch().details["samples"] == 10
-    assert len(leap.problems) == 1
-
-
 def test_an_own_embedding_is_used(processors, mock, tmp_path, monkeypatch):
     solve(SPARSE, "qpu", **mock)
     (kept,) = tmp_path.glob("embedding-*.json")
@@ -275,25 +255,6 @@ def test_an_own_embedding_of_a_complete_graph_serves_all_parts(mock):
         solve(problem, "qpu-decomposed", embedding={v: [qubit] for v, qubit in enumerate(range(30, 36))}, **options)
     with pytest.raises(UnsupportedProblemError, match="'g2' alone, with 20 options"):
         solve(one_large_group(20, 2), "qpu-decomposed", embedding=clique, **mock)
-
-
-def test_new_options_at_their_defaults_leave_the_name_of_a_descent(mock, tmp_path):
-    """So that the descents of a version without them, whose parts may be charged, are resumed."""
-    problem = layered_problem(20, seed=4)
-    values = Decomposed(**{name: value for name, value in mock.items() if name != "seed"}).option_values
-    new = ("jobs", "anneal_schedule", "chain_strength", "gauges", "embedding")
-    old = {name: value for name, value in values.items() if name not in new}
-
-    def names(**more):
-        solve(problem, "qpu-decomposed", initial=[0] * 20, on_progress=interrupted_at(2), **more, **mock)
-        found = {path.name for path in tmp_path.glob("*.descent.json")}
-        for name in found:
-            (tmp_path / name).unlink()
-        return found
-
-    assert names() == {descent_path(str(tmp_path), [problem.fingerprint(), old, 0, [0] * 20]).name}
-    assert names(chain_strength=1, gauges=1) == names()
-    assert names(gauges=2) != names()
 
 
 def test_the_room_of_large_groups_is_tried_once_for_each_size_and_not_after_the_limit(mock, monkeypatch):

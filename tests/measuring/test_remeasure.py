@@ -117,7 +117,7 @@ def test_the_original_is_left_as_it_is_and_the_file_keeps_where_it_stood(
 ) -> None:
     model = seeded(Residual).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    again = remeasure(model, batches(), measurement, [1, 0, 2, 1, 0])  # with the group of what is fixed
+    again = remeasure(model, batches(), measurement, [1, 0, 2, 1])
     assert model.training
     assert all(own.requires_grad for own in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -340,7 +340,7 @@ def test_bad_input_is_refused(measurement: Measurement) -> None:
     model, data = seeded(Residual), batches()
     problem = formulate(measurement, {"bytes": 0.4})
     with pytest.raises(OptionsError, match="rounds must be a whole number from 1, found 0"):
-        refine(model, data, measurement, problem, [0] * 5, rounds=0)
+        refine(model, data, measurement, problem, [0] * 4, rounds=0)
     with pytest.raises(ModelError, match="chooses for 2 groups, the measurement has 4 parts"):
         remeasure(model, data, measurement, [0, 0])
     with pytest.raises(ModelError, match="chooses option 9"):
