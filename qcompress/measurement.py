@@ -25,6 +25,7 @@ from qcompress.model.composed import composed
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.opened import opened_of
 from qcompress.model.parts import Part, unique_state, weights_of
+from qcompress.model.tensors import bytes_of
 from qcompress.model.weights import Skipped
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Keep, Transform, Weight
@@ -220,7 +221,7 @@ class Measurement:
         with composed(model):
             for name, tensor in unique_state(model).items():
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                digest.update(bytes_of(tensor))
         return digest.hexdigest()
 
     @classmethod

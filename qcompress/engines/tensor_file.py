@@ -8,6 +8,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from qcompress.model.tensors import bytes_of
+
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -63,16 +65,6 @@ def write(file: BinaryIO, entries: Sequence[TensorEntry]) -> None:
     file.write(header)
     for entry in entries:
         assert entry.tensor is not None  # noqa: S101
-        tensor = entry.tensor().detach().cpu()
+        tensor = entry.tensor()
         assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape)  # noqa: S101
-        file.write(bytes_of(tensor).numpy().data)
-
-
-def bytes_of(tensor: Tensor) -> Tensor:
-    """Return the bytes of a tensor's numbers, row by row, as a flat uint8 tensor.
-
-    >>> bytes_of(torch.tensor([[1, 2]], dtype=torch.int16).T[:1])  # a single number, two apart from the next
-    tensor([1, 0], dtype=torch.uint8)
-    """
-    flat = tensor.contiguous().reshape(-1)
-    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # a tensor of one element may have any stride
+        file.write(bytes_of(tensor))

@@ -9,15 +9,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from formulations import FileFormatError
 from formulations.file_kinds import FileKind
 from qcompress.errors import DataError
+from qcompress.model.tensors import byte_tensor, bytes_of
 from qcompress.options import Fitted, Options, transform_from_json
 from qcompress.run_folder import remove
 from qcompress.transforms.base import Weight
@@ -96,12 +95,8 @@ def _key(offered: Options, code: str, weight: Weight) -> str:
     for values in (weight.rows, weight.moments, weight.squares):
         digest.update(b"none" if values is None else f"{values.dtype} {tuple(values.shape)}".encode())
         if values is not None:
-            digest.update(_bytes_of(values).data)
+            digest.update(bytes_of(values))
     return digest.hexdigest()
-
-
-def _bytes_of(values: Tensor) -> Any:
-    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _write(file: Path, key: str, options: tuple[Fitted, ...]) -> None:
@@ -118,7 +113,7 @@ def _write(file: Path, key: str, options: tuple[Fitted, ...]) -> None:
         ],
     }
     arrays = {
-        f"{number}.{name}": _bytes_of(values)
+        f"{number}.{name}": byte_tensor(values).numpy()
         for number, option in enumerate(options)
         for name, values in option.stored.items()
     }

@@ -24,6 +24,7 @@ from qcompress.model.building import parameters_on_meta
 from qcompress.model.composed import compose_, computed
 from qcompress.model.hugging_face import built, require_original, stored_weights
 from qcompress.model.stored_names import named_as_in, surplus_names
+from qcompress.model.tensors import bytes_of
 from qcompress.model.weight_files import MAIN, WeightFiles
 
 _ATTRIBUTE = "_qcompress_opened"
@@ -103,7 +104,7 @@ class Opened(Blocks):
                 seen.add(id(tensor))
                 numbers = self.read(name) if tensor.device.type == "meta" else tensor.detach()
                 digest.update(f"{name} {numbers.dtype} {tuple(numbers.shape)}\n".encode())
-                digest.update(numbers.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                digest.update(bytes_of(numbers))
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

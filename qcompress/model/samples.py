@@ -27,6 +27,7 @@ from qcompress.model.alone import same_losses, same_outputs
 from qcompress.model.losses import Loss
 from qcompress.model.opened import opened_of
 from qcompress.model.steady import Steady, steady
+from qcompress.model.tensors import bytes_of
 
 MIN_SAMPLES = 4
 """Minimum number of samples needed for holding some out."""
@@ -341,7 +342,7 @@ def _digest(leaves: Iterable[tuple[Path, Any]]) -> bytes:
     for path, value in leaves:
         digest.update(repr(path).encode())
         if isinstance(value, Tensor):
-            digest.update(_dense(value).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(bytes_of(_dense(value)))
         else:
             digest.update(value.tobytes() if isinstance(value, (np.ndarray, np.generic)) else repr(value).encode())
     return digest.digest()

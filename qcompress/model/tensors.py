@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -193,9 +192,21 @@ class Memory:
         return self._ends[place][1]
 
 
+def byte_tensor(tensor: Tensor) -> Tensor:
+    """Return the values of a tensor as a flat uint8 tensor on the CPU, in the order of its dimensions.
+
+    Memory is shared if possible.
+
+    >>> byte_tensor(torch.tensor([[1, 2]], dtype=torch.int16).T[:1])  # a single number, two apart from the next
+    tensor([1, 0], dtype=torch.uint8)
+    """
+    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # a tensor of one element may have any stride
+
+
 def bytes_of(tensor: Tensor) -> memoryview:
-    """Return the values of a tensor as bytes, in the order of its dimensions; memory is shared if possible."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    """Return the bytes of `byte_tensor`, for files and digests."""
+    return byte_tensor(tensor).numpy().data
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
@@ -203,7 +214,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     return (
         first.dtype == second.dtype
         and first.shape == second.shape
-        and np.array_equal(np.asarray(bytes_of(first)), np.asarray(bytes_of(second)))
+        and torch.equal(byte_tensor(first), byte_tensor(second))
     )
 
 

@@ -18,9 +18,8 @@ from qcompress.compressed.record import CompressedPart, record_of
 from qcompress.engines.llama_cpp.architectures import tensor_names
 from qcompress.engines.llama_cpp.container import TensorPlan, Value
 from qcompress.engines.llama_cpp.header import Header
-from qcompress.engines.tensor_file import bytes_of
 from qcompress.errors import EngineError
-from qcompress.model.tensors import all_names
+from qcompress.model.tensors import all_names, byte_tensor
 from qcompress.transforms.base import Keep
 from qcompress.transforms.ggml.gguf_type import GgufType
 from qcompress.transforms.ggml.types import TYPES
@@ -110,7 +109,7 @@ def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, 
 
     def values() -> Tensor:
         wide = tensor.detach().cpu().to(torch.float32) + shift if full else tensor.detach().cpu()
-        return bytes_of(wide).view(len(wide), -1)
+        return byte_tensor(wide).view(len(wide), -1)
 
     return Entry(state=name, plan=_plan(called, tuple(tensor.shape), kind, _rows(values, order)), part=item)
 
