@@ -26,7 +26,7 @@ from benchmarks import cifar
 from benchmarks.families import FAMILIES, measured, solve_families
 from benchmarks.tables import Rows, markdown, write_results
 from qcompress import low_rank, prune_quantize
-from qcompress.vocabulary import count_words, refined_blocks, split_vocabulary_, vocabulary_blocks
+from qcompress.vocabulary import VocabularyBlocks, count_words, split_vocabulary_, vocabulary_blocks
 from solvers import Solution
 
 WORDS = "embeddings.word_embeddings"
@@ -82,15 +82,11 @@ def spearman(model: nn.Module, test: list[dict[str, Any]], scores: np.ndarray) -
     return float(100 * spearmanr(cosine.numpy(), scores).statistic)
 
 
-def blocks_of(tokenizer: Any, text: Path, weight: Tensor, count: int, rank: int) -> Any:
-    """Split the vocabulary into ``count`` blocks by word frequency in a text, refined at ``rank`` unless it is 0."""
+def blocks_of(tokenizer: Any, text: Path, weight: Tensor, count: int) -> VocabularyBlocks:
+    """Split the vocabulary into ``count`` blocks by word frequency in a text."""
     lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
     ids = tokenizer(lines, add_special_tokens=True)["input_ids"]
-    blocks = vocabulary_blocks(count_words(map(torch.tensor, ids), len(weight)), count)
-    if rank:
-        blocks = refined_blocks(blocks, weight, rank)
-        print(f"weighted error at rank {rank} by round: {[round(error, 4) for error in blocks.errors]}")
-    return blocks
+    return vocabulary_blocks(count_words(map(torch.tensor, ids), len(weight)), count)
 
 
 def main() -> None:
@@ -105,7 +101,7 @@ def main() -> None:
     first, second, scores = sentences(folder / "stsb_test_no_msrpar.tsv")
     test = batched(tokenizer, first + second)
     reference, weight = spearman(original, test, scores), original.get_submodule(WORDS).weight
-    blocks = blocks_of(tokenizer, folder / "wikitext2_valid_tokens.txt", weight, arguments.blocks, arguments.refine)
+    blocks = blocks_of(tokenizer, folder / "wikitext2_valid_tokens.txt", weight, arguments.blocks)
     original_bytes = 4 * sum(parameter.numel() for parameter in original.parameters())
     embedding_bytes = weight.numel() * weight.element_size()
     model = split_vocabulary_(original, WORDS, blocks)
@@ -115,14 +111,13 @@ def main() -> None:
     data = batched(tokenizer, [(first + second)[index] for index in drawn], 32)
     measurement = measured(
         out,
-        f"minilm_sts_{arguments.calibration}_{arguments.blocks}_{arguments.refine}",
+        f"minilm_sts_{arguments.calibration}_{arguments.blocks}",
         BITS + SPARSE + RANKS + CODED,
         lambda options: qcompress.measure(model, data, options, loss="mse", forward=encode, seed=0),
     )
-    name = "minilm_sts" + (f"_refined{arguments.refine}" if arguments.refine else "")
-    settings = {"original": reference, "original_bytes": original_bytes, "errors": blocks.errors}
-    settings |= {key: getattr(arguments, key) for key in ("calibration", "blocks", "refine", "time_limit")}
-    rows = Rows(out / f"{name}.json", settings)
+    settings = {"original": reference, "original_bytes": original_bytes}
+    settings |= {key: getattr(arguments, key) for key in ("calibration", "blocks", "time_limit")}
+    rows = Rows(out / "minilm_sts.json", settings)
 
     def worth(solution: Solution) -> dict[str, float]:
         smaller = qcompress.apply(model, measurement, solution)
@@ -150,7 +145,7 @@ def main() -> None:
         )
     budgets = [*whole, *(f"embedding / {times}" for times in TIMES)]
     table = markdown([row for budget in budgets for row in rows.of(budget=budget)], COLUMNS)
-    write_results(out, name, rows.values, table)
+    write_results(out, "minilm_sts", rows.values, table)
     print(table)
 
 
@@ -160,7 +155,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", default="benchmarks/results", help="where the measurement, JSON and Markdown go")
     parser.add_argument("--calibration", type=int, default=256, help="sentences to measure on")
     parser.add_argument("--blocks", type=int, default=4, help="of the vocabulary")
-    parser.add_argument("--refine", type=int, default=0, help="rank to refine the blocks at; 0 for not")
     parser.add_argument("--shares", type=float, nargs="+", default=(0.25, 0.15, 0.1), help="of the original's bytes")
     parser.add_argument("--time-limit", type=float, default=10, help="seconds for each solve")
     return parser.parse_args()

@@ -7,7 +7,7 @@ loaded like any other layer, and the solver chooses its rank, sparsity and bits 
 
 Besides the blocks, the position of every word is stored once, as a buffer of two bytes per word (four beyond 32,767
 words), which is part of the model's fixed bytes. Source: GroupReduce (Chen et al., arXiv 1806.06950): blocks by
-frequency, weighted low rank in each block, and words moved to the block whose subspace represents them best.
+frequency, and weighted low rank in each block.
 """
 
 import math
@@ -23,13 +23,8 @@ from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measuring.inputs.moments import FREQUENCIES
 from qcompress.model import layers
 from qcompress.model.modes import outside_modes
-from qcompress.transforms.base import Target, Weight
-from qcompress.transforms.low_rank.words import Words
 
 Model = TypeVar("Model", bound=nn.Module)
-
-ROUNDS = 20
-LEAST_GAIN = 1e-3  # relative decrease of the error needed for another round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,12 +34,10 @@ class VocabularyBlocks:
     Attributes:
         block: ``(words,)`` int64, the block of each word, from 0.
         frequencies: ``(words,)`` float64, positive, with sum 1.
-        errors: relative error, weighted by frequency, before the first round of `refined_blocks` and after each one.
     """
 
     block: Tensor
     frequencies: Tensor
-    errors: tuple[float, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -106,74 +99,6 @@ def vocabulary_blocks(
     block = torch.empty(len(often), dtype=torch.int64)
     block[often.argsort(descending=True, stable=True)] = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     return VocabularyBlocks(block=block, frequencies=(often + 1) / (often + 1).sum())
-
-
-def refined_blocks(
-    blocks: VocabularyBlocks, weight: Tensor, rank: int, *, max_rounds: int = ROUNDS
-) -> VocabularyBlocks:
-    """Move words to the block whose subspace of the given rank represents them best, so that the error falls.
-
-    A round fits every block's subspace, weighted by word frequencies, and moves the words that gain, those with the
-    largest gain first. Every block keeps between half and twice its initial number of words. The error never rises; the
-    rounds end when one lowers it by less than 0.1 %. ``errors`` of the result records the progress.
-
-    Args:
-        blocks: the initial blocks.
-        weight: ``(words, features)``.
-        rank: rank of all blocks, so that a word takes the same number of bytes in each.
-        max_rounds: maximum number of rounds.
-
-    Raises:
-        OptionsError: the blocks belong to another vocabulary, or the rank exceeds that of the smallest block.
-    """
-    smallest = min(min(blocks.sizes), weight.shape[-1])
-    if weight.ndim != 2 or len(weight) != len(blocks.block):
-        raise OptionsError(f"the weight has the shape {tuple(weight.shape)}, the blocks have {len(blocks.block)} words")
-    if not 1 <= rank <= smallest:
-        raise OptionsError(f"the rank must be from 1 to {smallest} here, found {rank}")
-    rows = weight.detach().cpu().double()
-    sizes = torch.tensor(blocks.sizes)
-    block, lost = blocks.block, _lost(rows, blocks, rank)
-    total = float((blocks.frequencies * rows.square().sum(1)).sum()) or 1.0
-    errors = [float(lost.gather(0, block[None]).sum()) / total]
-    for _ in range(max_rounds):
-        moved = _moved(block, lost, lowest=(sizes + 1) // 2, highest=2 * sizes)
-        lost = _lost(rows, VocabularyBlocks(block=moved, frequencies=blocks.frequencies), rank)
-        error = float(lost.gather(0, moved[None]).sum()) / total
-        if error > (1 - LEAST_GAIN) * errors[-1]:
-            break
-        block = moved
-        errors.append(error)
-    return VocabularyBlocks(block=block, frequencies=blocks.frequencies, errors=tuple(errors))
-
-
-def _lost(rows: Tensor, blocks: VocabularyBlocks, rank: int) -> Tensor:
-    """Return ``(blocks, words)`` weighted squared error of each word in the subspace of each block."""
-    lost = []
-    for words in blocks.words:
-        target = Target(layer="Embedding", channels=len(words), per_channel=rows.shape[1], dtype=rows.dtype, macs=0)
-        weight = Weight(rows[words], target, blocks.frequencies[words])
-        basis = torch.linalg.qr(Words().factors(weight, (min(rank, len(words)),), whitened=True)["basis"].T).Q
-        lost.append(blocks.frequencies * (rows - rows @ basis @ basis.T).square().sum(1))
-    return torch.stack(lost)
-
-
-def _moved(block: Tensor, lost: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    """Move words to the block with their least error, as far as the sizes allow."""
-    best = lost.argmin(0)
-    gain = lost.gather(0, block[None])[0] - lost.min(0).values
-    sizes = torch.bincount(block, minlength=len(lost))
-    movers = gain.argsort(descending=True, stable=True)
-    movers = movers[gain[movers] > 0]
-    for side, room in ((block, sizes - lowest), (best, highest - sizes)):  # which words may leave, then which may enter
-        place = torch.empty_like(movers)
-        for number in range(len(lost)):
-            same = side[movers] == number
-            place[same] = torch.arange(int(same.sum()))
-        movers = movers[place < room[side[movers]]]
-    moved = block.clone()
-    moved[movers] = best[movers]
-    return moved
 
 
 class BlockedEmbedding(Foldable):

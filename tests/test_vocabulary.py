@@ -34,9 +34,7 @@ from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.vocabulary import (
     BlockedEmbedding,
-    VocabularyBlocks,
     count_words,
-    refined_blocks,
     split_vocabulary_,
     vocabulary_blocks,
 )
@@ -123,57 +121,6 @@ def test_counts_are_those_of_all_batches() -> None:
 def test_blocks_that_cannot_be_are_refused(counts: list[float], asked: dict, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(OptionsError, match=message):
         vocabulary_blocks(counts, **asked)
-
-
-# ---- refinement ----
-
-
-def weighted_error(blocks: VocabularyBlocks, weight: Tensor, rank: int) -> float:
-    """By full decompositions of every block."""
-    lost = 0.0
-    for words in blocks.words:
-        stretched = weight[words].double() * blocks.frequencies[words].sqrt()[:, None]
-        lost += float(torch.linalg.svdvals(stretched)[rank:].square().sum())
-    return lost / float((blocks.frequencies[:, None] * weight.double().square()).sum())
-
-
-@settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 1000), rank=st.integers(1, 4), num_blocks=st.integers(1, 3))
-def test_moving_words_never_raises_the_error_and_keeps_sizes_within_bounds(
-    seed: int, rank: int, num_blocks: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(40, 6, generator=generator)
-    before = vocabulary_blocks(torch.randint(0, 9, (40,), generator=generator), num_blocks)
-    after = refined_blocks(before, weight, rank)
-    assert after.errors[0] == pytest.approx(weighted_error(before, weight, rank), abs=1e-9)
-    assert after.errors[-1] == pytest.approx(weighted_error(after, weight, rank), abs=1e-9)
-    assert all(then < first for first, then in zip(after.errors, after.errors[1:], strict=False))
-    assert sorted(torch.cat(after.words).tolist()) == list(range(40))
-    for size, own in zip(before.sizes, after.sizes, strict=True):
-        assert size / 2 <= own <= 2 * size
-
-
-def test_words_of_two_subspaces_are_told_apart() -> None:
-    generator = torch.Generator().manual_seed(0)
-    bases = torch.randn(2, 3, 12, generator=generator)
-    owner = torch.arange(80) % 2
-    weight = torch.einsum("wr,wrf->wf", torch.randn(80, 3, generator=generator), bases[owner])
-    guess = owner ^ (torch.rand(80, generator=generator) < 0.2).long()
-    start = VocabularyBlocks(block=guess, frequencies=torch.full((80,), 1 / 80, dtype=torch.float64))
-    found = refined_blocks(start, weight, rank=3)
-    assert torch.equal(found.block, owner)
-    assert found.errors[0] > 0.05
-    assert found.errors[-1] < 1e-9
-
-
-def test_a_refinement_that_does_not_fit_is_refused() -> None:
-    blocks = vocabulary_blocks(zipf(), 3)
-    for rank in (0, 9):
-        with pytest.raises(OptionsError, match=r"rank .* from 1 to 8"):
-            refined_blocks(blocks, torch.ones(WORDS, FEATURES), rank)
-    with pytest.raises(OptionsError, match="60 words"):
-        refined_blocks(blocks, torch.ones(7, FEATURES), 2)
 
 
 # ---- the module ----
