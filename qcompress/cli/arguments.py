@@ -55,9 +55,6 @@ Forward = Annotated[
     typer.Option(metavar=CALLABLE, help="(model, batch) -> output tensor, for models that the default does not fit."),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable that returns the model.")]
-Data = Annotated[
-    str, typer.Argument(metavar="DATA", help="package.module:callable that returns the calibration batches.")
-]
 Pairs = Annotated[bool, typer.Option(help="Include the pair terms between different parts.")]
 Loss = Annotated[
     str,
