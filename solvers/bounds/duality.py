@@ -22,7 +22,7 @@ import time
 
 from formulations import Problem
 from solvers.bounds.dual import Ascent, Dual, DualBound, largest_objective
-from solvers.bounds.learned import learn_ascent, learn_dual, learn_option_bounds, learned
+from solvers.bounds.learned import learn, learn_option_bounds, learned
 from solvers.search import Search
 
 __all__ = ["DualBound", "dual_bound", "largest_objective", "raise_dual_bound"]
@@ -64,11 +64,11 @@ def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBoun
         seconds, start = share * search.remaining(), time.perf_counter()
         bound, ascent = _ascend(problem, seconds, begun)
     if time.perf_counter() - start < seconds:  # it finished in time, so another run would be no better
-        learn_dual(search, problem, bound)
+        learn(search, dual=(problem, bound))
     else:
         search.cut_short()
         if ascent is not None:
-            learn_ascent(search, problem, ascent)
+            learn(search, ascent=(problem, ascent))
     search.raise_bound(bound.value)
     learn_option_bounds(search, bound.value + bound.reduced)
     search.note(prices=bound.prices)

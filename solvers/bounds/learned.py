@@ -1,6 +1,7 @@
 """Results of bounds that are stored with a search, so that later solvers of the same run can use them."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,28 +37,12 @@ def learned(search: Search) -> Learned:
     return search.learned(Learned) or Learned()
 
 
-def learn_dual(search: Search, problem: Problem, bound: DualBound) -> None:
-    """Store a dual bound, so that it is not computed twice."""
-    search.learn(replace(learned(search), dual=(problem, bound)))
-
-
-def learn_ascent(search: Search, problem: Problem, ascent: Ascent) -> None:
-    """Store the state of the search for a dual bound."""
-    search.learn(replace(learned(search), ascent=(problem, ascent)))
+def learn(search: Search, **results: Any) -> None:
+    """Store results, by their names in `Learned`."""
+    search.learn(replace(learned(search), **results))
 
 
 def learn_option_bounds(search: Search, at_least: Floats) -> None:
     """Store proven bounds ``(V,)`` of single options, where they improve the known ones."""
-    known = learned(search)
-    best = at_least if known.at_least is None else np.maximum(known.at_least, at_least)
-    search.learn(replace(known, at_least=best))
-
-
-def learn_certified(search: Search, num_options: int) -> None:
-    """Store the number of open options when the semidefinite bound was computed."""
-    search.learn(replace(learned(search), certified=num_options))
-
-
-def learn_searched(search: Search, objective: float, num_options: int) -> None:
-    """Store that the ``num_options`` options with the smallest bounds contain nothing better than ``objective``."""
-    search.learn(replace(learned(search), searched=(objective, num_options)))
+    known = learned(search).at_least
+    learn(search, at_least=at_least if known is None else np.maximum(known, at_least))

@@ -14,7 +14,7 @@ from formulations import Problem
 from formulations.reductions.restriction import Restriction, restrict
 from solvers.base import Search, Solver, SubSearch
 from solvers.bounds.duality import DualBound, raise_dual_bound
-from solvers.bounds.learned import learn_certified, learn_option_bounds, learn_searched, learned
+from solvers.bounds.learned import learn, learn_option_bounds, learned
 from solvers.bounds.node_bound import Relaxed, node_bound
 from solvers.bounds.pareto_lists import prove
 from solvers.bounds.semidefinite import useful_within
@@ -123,7 +123,7 @@ def improve(problem: Problem, search: Search, bound: DualBound) -> None:
             anneal.run(part.problem, SubSearch(part, search, initial=start))
             if search.objective == before and not search.expired():
                 whole = part.problem.num_options < most
-                learn_searched(search, before, CORES[-1] if whole else most)
+                learn(search, searched=(before, CORES[-1] if whole else most))
                 if whole:
                     return
 
@@ -163,7 +163,7 @@ def certify(problem: Problem, search: Search) -> Restriction:
         certified = learned(search).certified
         if not few or (certified and options > SHRUNK * certified) or not useful_within(seconds, options):
             break
-        learn_certified(search, options)
+        learn(search, certified=options)
         incumbent = np.inf if search.objective is None else search.objective
         with search.phase("semidefinite_s"):
             begun = search.elapsed()
