@@ -17,7 +17,7 @@ from solvers.presolved import cheap, solve_parts
 from solvers.solution import Solution, StopReason
 from solvers.stated_search import StatedSearch
 from solvers.uneven import search_evenly
-from solvers.validation import require_problem
+from solvers.validation import as_seed, require_problem
 
 if TYPE_CHECKING:
     from solvers.leap.job import Job
@@ -99,8 +99,7 @@ def solve(
             raise InvalidOptionError(f"{name} must be True or False, found {flag!r}")
     if on_progress is not None and not callable(on_progress):
         raise InvalidOptionError(f"on_progress must be a function to call, found {on_progress!r}")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
-        raise InvalidOptionError(f"seed must be a whole number from 0, found {seed!r}")
+    seed = None if seed is None else as_seed(seed)
     back_end = registry.configured(as_solver(solver), options)
     problem.require_reachable_budgets()
     back_end.require(problem)
@@ -114,7 +113,7 @@ def solve(
         problem,
         solver=back_end.name,
         time_limit=time_limit,
-        seed=None if seed is None else int(seed),
+        seed=seed,
         initial=start,
         on_progress=on_progress,
     )

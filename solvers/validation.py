@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from formulations import Problem
 from solvers.errors import InvalidOptionError
 
@@ -16,3 +18,17 @@ def require_problem(problem: Any, taker: str) -> None:
         raise InvalidOptionError(
             f"{taker} takes a formulations.Problem, found {type(problem).__name__}; Problem.load(path) reads a file"
         )
+
+
+def as_seed(seed: Any) -> int:
+    """Return a random seed as a Python number.
+
+    Raises:
+        InvalidOptionError: it is not a whole number from 0.
+
+    >>> as_seed(np.int64(3))
+    3
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InvalidOptionError(f"seed must be a whole number from 0, found {seed!r}")
+    return int(seed)

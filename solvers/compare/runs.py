@@ -28,6 +28,7 @@ from solvers.processes import Lost, in_processes
 from solvers.provenance import machine, processor_s, versions
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, Status, StopReason
+from solvers.validation import as_seed
 
 __all__ = [
     "FILE_KIND",
@@ -150,7 +151,7 @@ def compare(
     ('brute-force', 1.0, 0.0, {'OPTIMAL': 2})
     """
     problems = dict(problem) if isinstance(problem, Mapping) else {"": problem}
-    numbers = tuple(_seed(seed) for seed in seeds)
+    numbers = tuple(map(as_seed, seeds))
     back_ends = _labelled(solvers)
     _require_sense(problems, back_ends, numbers, jobs, within, time_limit)
     known, targets = _by_problem(problems, best_known, "best_known"), _by_problem(problems, target, "target")
@@ -181,17 +182,6 @@ def compare(
         for name, stated in problems.items()
     }
     return Suite(comparisons=comparisons) if isinstance(problem, Mapping) else comparisons[""]
-
-
-def _seed(seed: Any) -> int:
-    """Return a seed as a whole number.
-
-    Raises:
-        InvalidOptionError: the seed is not a whole number from 0.
-    """
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
-        raise InvalidOptionError(f"a seed must be a whole number, 0 or more, found {seed!r}")
-    return int(seed)
 
 
 def _labelled(solvers: Solvers) -> dict[str, Solver]:

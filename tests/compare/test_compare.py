@@ -524,8 +524,8 @@ def test_options_and_limits_of_numpy_are_kept_in_full(tmp_path):
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        ({"seeds": [1.5]}, "a seed must be a whole number, 0 or more, found 1.5"),
-        ({"seeds": [-1]}, "a seed must be a whole number, 0 or more, found -1"),
+        ({"seeds": [1.5]}, "seed must be a whole number from 0, found 1.5"),
+        ({"seeds": [-1]}, "seed must be a whole number from 0, found -1"),
         ({"time_limit": 0}, "time_limit must be a positive number of seconds, found 0"),
         ({"solvers": "greedy"}, "a list of solvers or a mapping of labels, found 'greedy' alone"),
     ],
