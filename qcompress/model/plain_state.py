@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import ModelError
-from qcompress.model.tensors import Memory, extent_of, held_tensors
+from qcompress.model.tensors import Memory, extent_of, held_tensors, same_values
 
 DEPTH = 4
 MOST_ITEMS = 1000
@@ -251,7 +251,7 @@ def _copy(array: Any) -> Any:
 
 def _equal(array: Any, copy: Any) -> bool:
     if isinstance(array, Tensor):
-        return array.shape == copy.shape and bool(((array == copy) | ((array != array) & (copy != copy))).all())
+        return same_values(array, copy)
     return bool(np.array_equal(array, copy))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 from qcompress.model.plain_state import PlainState, release
+from qcompress.model.tensors import same_values
 
 SAME = 1e-4  # tolerated relative difference, because accelerators round differently from run to run
 
@@ -60,9 +61,7 @@ class Steady:
                 output = self._forward(model, batch)
                 return output.clone() if isinstance(output, Tensor) else output
         finally:
-            if changed := [
-                name for name, version in versions_of(model).items() if versions.get(name, version) != version
-            ]:
+            if changed := changed_since(versions, model):
                 raise _changing(changed)
 
     def reseeded(self) -> "Steady":
@@ -107,6 +106,11 @@ def versions_of(model: nn.Module) -> dict[str, int]:
     }
 
 
+def changed_since(versions: dict[str, int], model: nn.Module) -> list[str]:
+    """Return the names of the parameters that changed in place since `versions_of` returned ``versions``."""
+    return [name for name, version in versions_of(model).items() if versions.get(name, version) != version]
+
+
 @contextlib.contextmanager
 def kept_state(model: nn.Module, moved: set[str] | None = None) -> Iterator[None]:
     """Restore the values of buffers, and of embeddings with ``max_norm``, on exit.
@@ -130,7 +134,7 @@ def kept_state(model: nn.Module, moved: set[str] | None = None) -> Iterator[None
                 path, _, key = name.rpartition(".")
                 owner = model.get_submodule(path)
                 now = owner._buffers.get(key)
-                if now is not buffer or not _equal(buffer, before):
+                if now is not buffer or not same_values(buffer, before):
                     moved.add(name)
                     if buffer.shape == before.shape and not buffer.is_sparse:
                         buffer.copy_(before)
@@ -181,7 +185,7 @@ def _kept_parameters(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for name, parameter, memory, values in before:
-            if not _equal(parameter.detach().cpu(), values):
+            if not same_values(parameter.detach().cpu(), values):
                 changed.append(name)
                 parameter.data = memory.copy_(values)
     if changed:
@@ -196,13 +200,6 @@ def relative_difference(first: Tensor, second: Tensor) -> float:
         return 0.0
     difference, largest = float((first - second).abs().max()), float(first.abs().max())
     return difference / largest if largest else float("inf") if difference else 0.0
-
-
-def _equal(left: Tensor, right: Tensor) -> bool:
-    if left.shape != right.shape:
-        return False
-    left, right = (value.to_dense() if value.layout != torch.strided else value for value in (left, right))
-    return bool(((left == right) | ((left != left) & (right != right))).all())
 
 
 @contextlib.contextmanager

@@ -218,6 +218,14 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     )
 
 
+def same_values(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same shape and values: 0 equals -0, and NaN equals itself."""
+    if first.shape != second.shape:
+        return False
+    first, second = (value if value.layout == torch.strided else value.to_dense() for value in (first, second))
+    return bool(((first == second) | ((first != first) & (second != second))).all())
+
+
 def digest_of(model: nn.Module) -> str:
     """Return the SHA-256 over the names, types, shapes and bits of all tensors that ``model`` holds."""
     digest = hashlib.sha256()

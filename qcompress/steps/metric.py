@@ -11,7 +11,7 @@ from torch import nn
 from qcompress.errors import OptionsError
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
-from qcompress.model.steady import kept_state, versions_of
+from qcompress.model.steady import changed_since, kept_state, versions_of
 from qcompress.run_folder import RunFolder
 from qcompress.scalars import as_number
 from qcompress.steps.request import Request
@@ -41,7 +41,7 @@ def metric_of(evaluate: Callable[[nn.Module], float], model: nn.Module, name: st
     versions, kept = versions_of(model), nullcontext() if opened_of(model) is not None else kept_state(model)
     with forwards.evaluating(model), torch.random.fork_rng(devices=()), kept, failing:
         value = evaluate(model)
-    if changed := [path for path, version in versions_of(model).items() if versions.get(path, version) != version]:
+    if changed := changed_since(versions, model):
         raise OptionsError(
             f"evaluate(model) changed {', '.join(changed[:3])} of {name}: let it change a copy, copy.deepcopy(model)"
         )
