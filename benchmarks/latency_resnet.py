@@ -26,7 +26,7 @@ import qcompress
 from benchmarks import cifar
 from benchmarks.clock import time_ratios
 from benchmarks.tables import markdown, write_results
-from qcompress.measuring.latency import LATENCY
+from qcompress.budgets import LATENCY
 from solvers import Solution, judge, solve
 
 RATIOS = tuple(np.round(np.linspace(0.08, 0.92, 15), 3).tolist())

@@ -23,12 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcompress.budgets import LATENCY
 from qcompress.engines import onnx_conversions, onnx_graph, onnx_tracing
 from qcompress.engines.onnx_clock import Clock, Kind, kind_of
 from qcompress.engines.onnx_conversions import INTEGER
 from qcompress.measurement import Measurement
-from qcompress.measuring.latency import LATENCY, with_times
-from qcompress.measuring.stopwatch import TimingProgress
+from qcompress.measuring.latency import with_times
+from qcompress.measuring.stopwatch import Stopwatch, TimingProgress
 from qcompress.model import forward as forwards
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Transform
@@ -143,31 +144,19 @@ def _layers(model: nn.Module, parts: Sequence[Part], timed: Sequence[bool], batc
     If Linear layers share a weight with an embedding, only they are timed: a lookup takes no time compared to a
         product.
     """
-    given: dict[nn.Module, list[Tensor]] = {}
-
-    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-        given.setdefault(module, []).append(args[0] if args else next(iter(kwargs.values())))
-
-    members = [[model.get_submodule(path) for path in part.modules] for part in parts]
-    hooks = [
-        module.register_forward_pre_hook(note, with_kwargs=True)
-        for module in dict.fromkeys(itertools.chain.from_iterable(itertools.compress(members, timed)))
-    ]
-    try:
-        with forwards.evaluating(model), torch.no_grad():
-            forwards.run(model, batch, None)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    paths = list(dict.fromkeys(path for part in itertools.compress(parts, timed) for path in part.modules))
+    watch = Stopwatch(model, [(path,) for path in paths])
+    with forwards.evaluating(model), torch.no_grad():
+        calls = dict(zip(paths, watch.calls(lambda: forwards.run(model, batch, None)), strict=True))
     layers = []
-    for sharing, has_times in zip(members, timed, strict=True):
-        modules = [module for module in sharing if onnx_graph.is_linear(module)] or sharing
-        calls = [tensor for module in modules for tensor in given.get(module, [])] if has_times else []
-        inputs = tuple(tensor.detach() for tensor in calls)
+    for part, has_times in zip(parts, timed, strict=True):
+        sharing = {path: model.get_submodule(path) for path in part.modules}
+        modules = {path: module for path, module in sharing.items() if onnx_graph.is_linear(module)} or sharing
+        module = next(iter(modules.values()))
+        inputs = tuple(call.first.detach() for path in modules for call in calls[path]) if has_times else ()
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
-        plain = type(modules[0]).__module__.startswith("torch.")
-        likeness = (repr(modules[0]) if plain else id(modules[0]), shapes)
-        layers.append(_Layer(module=modules[0], inputs=inputs, likeness=likeness))
+        plain = type(module).__module__.startswith("torch.")
+        layers.append(_Layer(module=module, inputs=inputs, likeness=(repr(module) if plain else id(module), shapes)))
     return layers
 
 

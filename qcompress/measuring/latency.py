@@ -27,6 +27,7 @@ from formulations import FileFormatError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.resource_pairs import arrays_of, matrix_from
+from qcompress.budgets import LATENCY
 from qcompress.compressed.apply import require_measured
 from qcompress.compressed.factored import factored
 from qcompress.measurement import Measurement, require_measurement
@@ -41,7 +42,6 @@ from qcompress.model.steady import kept_state
 from qcompress.scalars import as_whole, require_kinds
 from qcompress.transforms.base import Target, Transform
 
-LATENCY = "latency_s"
 FILE_KIND = FileKind("qcompress latency", version=1)
 REPEATS = 15
 TOGETHER = "together"  # name of arrays in a file

@@ -34,6 +34,11 @@ class TimedCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def first(self) -> Any:
+        """The first argument, by place or by name."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
+
 
 def shapes_in(calls: list[TimedCall]) -> tuple[Hashable, ...]:
     """Return the shapes, strides and types of the tensors that a layer is called with."""

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qcompress.budgets import FILE_BYTES, with_resources
+from qcompress.budgets import FILE_BYTES, LATENCY, with_resources
 from qcompress.compressed.apply import chosen_transforms
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file_bytes import with_file_bytes
 from qcompress.identity import Identity, identify_batches
 from qcompress.measurement import Measurement
-from qcompress.measuring.latency import LATENCY, load_times, save_times, time_options
+from qcompress.measuring.latency import load_times, save_times, time_options
 from qcompress.measuring.measure import measure
 from qcompress.measuring.refit import refit, with_fit_of
 from qcompress.measuring.stopwatch import conditions

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from qcompress.budgets import FILE_BYTES
+from qcompress.budgets import FILE_BYTES, LATENCY
 from qcompress.compressed.apply import chosen_transforms
 from qcompress.compressed.chosen_weights import chosen_model
 from qcompress.errors import EngineError, OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring.latency import LATENCY
 from qcompress.measuring.streamed.forecast import as_bytes
 from qcompress.measuring.streamed.supported import require_supported
 from qcompress.model.batches import samples
