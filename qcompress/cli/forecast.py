@@ -37,6 +37,6 @@ def tell_forecast(network: "nn.Module", windows: "Windows", offer: OfferFlags, s
     say(
         f"{len(sizes)} blocks of {max(sizes) / 1e6:,.0f} MB, {len(windows.calibration)} windows of "
         f"{windows.calibration[0].shape[1]} tokens ({len(windows.validation)} more for validation, "
-        f"{len(windows.test)} for testing): measuring takes about {seconds:,.0f} s, longer with compensated codes, and "
-        f"needs about {needed / 1e9:.2g} GB of memory"
+        f"{len(windows.test)} for testing): measuring takes about {seconds:,.0f} s and needs "
+        f"about {needed / 1e9:.2g} GB of memory"
     )

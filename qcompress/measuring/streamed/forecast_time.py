@@ -1,26 +1,29 @@
 """Forecast of the time to measure an opened model, from one block and a few rows of its weights."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.streamed.sweep import temporary_sweep
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.steady import steady
+from qcompress.options import Options
 from qcompress.transforms.base import Target, Weight
+from qcompress.transforms.column_blocks import MAX_INPUTS
 
-PASSES = 6.0  # forward passes of a block: one, one again, about three for the backward pass, one for single options
+PASSES = 7.0  # forward of a block: one, one for moments, one again, three for the backward pass, one for single options
 ROWS = 64  # rows of each layer's weight that are encoded for the forecast
 
 
 def forecast_seconds(
     model: nn.Module, data: Iterable[Any], offered: Offered, forward: forwards.Forward | None = None
 ) -> float:
-    """Forecast the seconds that `qcompress.measure` of an opened model takes, without moments and compensation.
+    """Forecast the seconds that `qcompress.measure` of an opened model takes.
 
     Args:
         model: an opened model.
@@ -37,25 +40,49 @@ def forecast_seconds(
             start = time.perf_counter()
             sweep.through(0, 0)
             passing_s = time.perf_counter() - start
-            encoding_s = sum(
-                _encoding_s(module, f"{opened.blocks[0]}.{path}", offered) for path, module in block.named_modules()
+            encoding_s = _encoding_s(
+                {f"{opened.blocks[0]}.{path}": each for path, each in block.named_modules()}, offered
             )
-    return len(opened.blocks) * (3 * reading_s + PASSES * len(sweep) * passing_s + encoding_s)
+        outside = {path: each for path, each in model.named_modules() if opened.block_of(path) is None}
+        outside_s = _encoding_s(outside, offered)
+    return len(opened.blocks) * (3 * reading_s + PASSES * len(sweep) * passing_s + encoding_s) + outside_s
 
 
-def _encoding_s(module: nn.Module, name: str, offered: Offered) -> float:
-    """Return the seconds to encode a layer's options, extrapolated from some of its rows, rounded to nearest."""
-    kind = layers.kind_of(module)
-    if kind is None or layers.why_unsupported(module) or offered.left_out(name):
-        return 0.0
+def _encoding_s(modules: Mapping[str, nn.Module], offered: Offered) -> float:
+    """Return the seconds to encode the options of layers, each weight once."""
+    weights = {
+        id(layers.weight_of(module)): (name, module)
+        for name, module in modules.items()
+        if layers.kind_of(module) is not None and not layers.why_unsupported(module) and not offered.left_out(name)
+    }
+    return sum(_layers_encoding_s(module, offered.options(name)) for name, module in weights.values())
+
+
+def _layers_encoding_s(module: nn.Module, options: Options) -> float:
+    """Return the seconds to encode a layer's options, extrapolated from some of its rows.
+
+    Compensation takes as long whatever the second moments are. Those of other layers than linear ones have other forms,
+    and their options are rounded to nearest here.
+    """
     rows = layers.to_rows(module, layers.weight_of(module).detach())
-    options = offered.options(name).uncalibrated()
+    width = rows.shape[1]
 
-    def encode(few: Tensor) -> None:
-        target = Target(layer=kind.__name__, channels=len(few), per_channel=few.shape[1], dtype=few.dtype, macs=0.0)
-        options.for_weight(Weight(few, target))
+    def target(channels: int) -> Target:
+        kind, linear = type(module).__name__, isinstance(module, nn.Linear)
+        return Target(layer=kind, channels=channels, per_channel=width, dtype=rows.dtype, macs=0.0, common_input=linear)
 
-    encode(rows[:1])  # compiled on first use
-    start = time.perf_counter()
-    encode(rows[:ROWS])
-    return (time.perf_counter() - start) * len(rows) / min(len(rows), ROWS)
+    calibrated = width <= MAX_INPUTS and isinstance(module, nn.Linear) and options.need_moments(target(len(rows)))
+    options = options if calibrated else options.uncalibrated()
+
+    def first() -> Weight:
+        return Weight(rows[:1], target(1), torch.eye(width) if calibrated else None)
+
+    def seconds(weight: Weight) -> float:
+        start = time.perf_counter()
+        options.for_weight(weight)
+        return time.perf_counter() - start
+
+    seconds(first())  # compiled on first use
+    of_inputs_s = seconds(known := first())  # what is worked out once for all rows
+    few = rows[:ROWS]
+    return of_inputs_s + seconds(known.block(few, target(len(few)))) * len(rows) / len(few)
