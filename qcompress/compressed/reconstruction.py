@@ -82,9 +82,12 @@ def reconstruct(rows: Tensor, moments: Tensor, gone: Tensor) -> Tensor:
     if not len(stay):
         return torch.zeros_like(rows)
     factor = torch.linalg.cholesky(whole[stay][:, stay])
-    moved = torch.cholesky_solve(whole[stay][:, gone], factor)
+    shared, lost = whole[stay][:, gone], wide[:, gone]
     result = torch.zeros_like(wide)
-    result[:, stay] = wide[:, stay] + wide[:, gone] @ moved.T
+    if len(lost) < len(gone):  # the shorter of two ways to the same numbers
+        result[:, stay] = wide[:, stay] + torch.cholesky_solve(shared @ lost.T, factor).T
+    else:
+        result[:, stay] = wide[:, stay] + lost @ torch.cholesky_solve(shared, factor).T
     return result.to(rows)
 
 

@@ -1,12 +1,14 @@
 """Export a model as an ONNX graph without any rewriting, so that every weight is an initializer under its own name."""
 
 import contextlib
+import copy
+import functools
 import inspect
 import io
 import json
 import logging
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,7 +152,7 @@ def trace(model: nn.Module, example: Any) -> Any:
         dict.fromkeys(range(min(1, tensor.ndim) if tensor.is_floating_point() else tensor.ndim), auto)
         for tensor in tensors
     )
-    with _inference(model), unrounded(), _quietly(), torch.no_grad():
+    with _inference(model), unrounded(), _quietly(), _translations_kept(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 Traced(model, batch), pair, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
@@ -204,17 +206,51 @@ def _inference(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Silence PyTorch, whose exporter logs notes about torchvision and prints the graphs that it cannot export."""
-    names = [name for name in logging.root.manager.loggerDict if name == "torch" or name.startswith("torch.")]
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    for logger in levels:
-        logger.setLevel(logging.CRITICAL)
+    logger = logging.getLogger("torch")
+    others = [
+        each
+        for name in list(logging.root.manager.loggerDict)
+        if name.startswith("torch.")
+        if (each := logging.getLogger(name)).level != logging.NOTSET
+    ]  # the rest have the level of "torch"
+    levels = {each: each.level for each in (logger, *others)}
+    for each in levels:
+        each.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        for each, level in levels.items():
+            each.setLevel(level)
+
+
+@contextlib.contextmanager
+def _translations_kept() -> Iterator[None]:
+    """Let PyTorch's exporter use one table of translations, which takes a second to make, for all exports.
+
+    The exporter makes it anew in every export. It depends on the opset and on which libraries of operators are loaded.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    registry: Any = ONNXRegistry
+    making, unchanged = registry.from_torchlib, vars(registry)["from_torchlib"]
+
+    def kept(**settings: Any) -> Any:
+        table = copy.copy(_translations(making, frozenset(torch.ops.loaded_libraries), **settings))
+        table.functions = {target: list(functions) for target, functions in table.functions.items()}
+        return table
+
+    registry.from_torchlib = staticmethod(kept)
+    try:
+        yield
+    finally:
+        registry.from_torchlib = unchanged
+
+
+@functools.cache
+def _translations(make: Callable[..., Any], libraries: frozenset[str], **settings: Any) -> Any:  # noqa: ARG001
+    return make(**settings)  # which of the operators there are depends on the libraries
 
 
 def _reason(error: BaseException) -> str:

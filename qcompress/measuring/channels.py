@@ -25,6 +25,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates, EncodeProgress, Layer, fitted
 from qcompress.measuring.jointly import Coded, Joined, codes_on_offer, join
 from qcompress.measuring.kept_codes import KeptCodes
+from qcompress.measuring.memory import room_on
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.removals import Removals, find_removals, kept_units, parts_of_sets
@@ -33,6 +34,8 @@ from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.counting import count
+from qcompress.model.coupled import CoupledSet
+from qcompress.model.forward import device_of
 from qcompress.model.parts import Part, survey
 from qcompress.model.steady import steady
 from qcompress.model.tensors import held_tensors, size_bytes
@@ -230,6 +233,14 @@ class ChannelCandidates(Candidates):
         )
         self._moments = {path: table.numpy() for path, table in removals.moments.items()}
         self._tensors = {item.name: item.tensor for item in held_tensors(model)}
+        self._put: dict[tuple[int, int], dict[str, Tensor]] = {}
+        reading = [sum(tensor.nbytes for tensor in self._reading(item).values()) for item in removals.sets]
+        sizes = zip(reading, removals.transforms, strict=True)
+        self._all_fit = sum(size * (len(options) - 1) for size, options in sizes) <= room_on(device_of(model))
+
+    def _reading(self, item: CoupledSet) -> dict[str, Tensor]:
+        """The tensors that read a set, by name."""
+        return {axis.tensor: self._tensors[axis.tensor] for axis in item.axes if axis.reads}
 
     @property
     def size_bytes(self) -> NDArray[np.float64]:
@@ -254,15 +265,24 @@ class ChannelCandidates(Candidates):
                 yield
             return
         item, transform = self._removals.sets[part], self.transforms[part][option]
-        tensors = {axis.tensor: self._tensors[axis.tensor] for axis in item.axes if axis.reads}
+        tensors = self._reading(item)
         before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         try:
-            put_channels_(self._model, [item], [transform], self._moments)
+            if (part, option) in self._put:
+                _copy_(tensors, self._put[part, option])
+            else:
+                put_channels_(self._model, [item], [transform], self._moments)
+                if self._all_fit:  # making up for units takes far longer than a batch through a small network
+                    self._put[part, option] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             yield
         finally:
-            with torch.no_grad():
-                for name, tensor in tensors.items():
-                    tensor.copy_(before[name])
+            _copy_(tensors, before)
+
+
+def _copy_(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(values[name])
 
 
 def _renamed(part: Part) -> Part:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import qcompress
+from qcompress.engines import onnx_tracing
 from qcompress.engines.onnxruntime import OnnxRuntime
 
 ENGINE = OnnxRuntime(threads=1)
@@ -56,3 +57,17 @@ def test_a_bag_of_embeddings_is_refused_by_name_before_anything_is_written(tmp_p
     with pytest.raises(qcompress.errors.EngineError, match="'0' is an EmbeddingBag"):
         qcompress.export(model, tmp_path / "model.onnx", target=ENGINE, example=torch.zeros(2, 3, dtype=torch.int64))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_exporters_table_of_translations_is_made_once_and_no_export_changes_it() -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    unchanged, batch = vars(ONNXRegistry)["from_torchlib"], torch.zeros(2, 4)
+    graphs = [onnx_tracing.trace(layer, batch) for layer in (nn.Linear(4, 3), nn.ReLU())]
+    made = onnx_tracing._translations.cache_info().misses
+    with onnx_tracing._translations_kept():
+        ONNXRegistry().from_torchlib(opset_version=onnx_tracing.OPSET).functions.clear()
+    graphs.append(onnx_tracing.trace(nn.ReLU(), batch))
+    assert onnx_tracing._translations.cache_info().misses == made > 0
+    assert graphs[1] == graphs[2]
+    assert vars(ONNXRegistry)["from_torchlib"] is unchanged

@@ -25,6 +25,7 @@ from qcompress import (
     prune_quantize,
     solve,
 )
+from qcompress.compressed.channels import put_channels_
 from qcompress.compressed.reconstruction import DAMPING, reconstruct
 from qcompress.errors import ArtefactError, ModelError, OptionsError
 from qcompress.measurement import Measurement
@@ -62,10 +63,11 @@ def moments_of(measurement: Measurement) -> dict[str, Tensor]:
     return {path: torch.tensor(values) for path, values in measurement.moments.items()}
 
 
-def test_reconstruction_is_the_least_squares_answer() -> None:
+@pytest.mark.parametrize("channels", [1, 4])
+def test_reconstruction_is_the_least_squares_answer(channels: int) -> None:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(200, 7)) @ rng.normal(size=(7, 7))
-    rows, gone, stay = rng.normal(size=(4, 7)), [1, 5], [0, 2, 3, 4, 6]
+    rows, gone, stay = rng.normal(size=(channels, 7)), [1, 5], [0, 2, 3, 4, 6]
     moments = inputs.T @ inputs / len(inputs)
     weight = np.sqrt(len(inputs) * DAMPING * np.trace(moments) / 7)
     padded = np.concatenate([inputs, weight * np.eye(7)])  # the damping as more samples
@@ -158,6 +160,22 @@ def test_a_measured_cost_is_the_loss_of_the_network_that_is_cut(reconstructed: b
             assert mean_loss(model, smaller, data, loss="mse") == pytest.approx(judged.objective, rel=1e-3, abs=1e-9)
             assert total_bytes(smaller) == judged.usage["bytes"]
             assert count(smaller, data, None).macs == pytest.approx(judged.usage["macs"], rel=1e-9)
+
+
+def test_what_makes_up_for_units_is_computed_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    puts = []
+
+    def put(*given: Any) -> Any:
+        puts.append(given)
+        return put_channels_(*given)
+
+    monkeypatch.setattr("qcompress.measuring.channels.put_channels_", put)
+    once = measure(seeded(two_layers), images(), prune_channels(keep=KEEP))
+    assert len(puts) == sum(len(options) - 1 for options in once.labels)
+    monkeypatch.setattr("qcompress.measuring.channels.room_on", lambda device: 0)
+    puts.clear()
+    assert np.array_equal(measure(seeded(two_layers), images(), prune_channels(keep=KEEP)).cost, once.cost)
+    assert len(puts) == 3 * sum(len(options) - 1 for options in once.labels)
 
 
 def solve_at(problem: Problem, choice: list[int]) -> Solution:
