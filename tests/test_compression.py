@@ -42,6 +42,7 @@ from qcompress.run_folder import RunFolder
 from solvers import NoChoiceError, Search, Solver, SolverError
 from solvers.heuristic.greedy import Greedy
 from tests.models import Residual, TiedLanguageModel, seeded
+from tests.quick import slow_but
 
 OPTIONS = prune_quantize(bits=(2, 4, 8), sparsity=(0, 0.5)) + low_rank(ratios=(0.5,), whitened=False)
 
@@ -199,15 +200,16 @@ FULL: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("after", slow_but([False], [False, True]), ids=["before", "after"])
 def test_a_run_that_is_killed_before_or_after_any_file_is_written_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("qcompress.measuring.accumulation", "qcompress.training.finetune"):
         monkeypatch.setattr(f"{module}.SAVE_EVERY_S", -1)
     model = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
     data = [torch.randn(16, 6)]
     whole = compress(model, data, **FULL)
-    replace, left, after = os.replace, 0, False
+    replace, left = os.replace, 0
 
     def replace_until_killed(source: str, target: Path) -> None:
         nonlocal left
@@ -218,26 +220,25 @@ def test_a_run_that_is_killed_before_or_after_any_file_is_written_goes_on_as_if_
         if left == 0:
             raise Killed
 
-    for after in (False, True):
-        for kill in itertools.count(1):
-            folder = tmp_path / f"{after} {kill}"
-            monkeypatch.setattr(os, "replace", replace_until_killed)
-            left = kill
-            try:
-                compress(model, data, **FULL, folder=folder)
-            except Killed:
-                pass
-            else:
-                break  # more files are not written
-            monkeypatch.setattr(os, "replace", replace)
-            resumed = compress(model, data, **FULL, folder=folder)
-            np.testing.assert_array_equal(resumed.solution.choice, whole.solution.choice)
-            for name, tensor in whole.model.state_dict().items():
-                assert torch.equal(resumed.model.state_dict()[name], tensor), (after, kill, name)
-            assert resumed.report.loss_finetuned == whole.report.loss_finetuned
-            assert resumed.report.refined == whole.report.refined
-            assert not list(folder.glob("*.part"))
-        assert kill > 20
+    for kill in itertools.count(1):
+        folder = tmp_path / f"{kill}"
+        monkeypatch.setattr(os, "replace", replace_until_killed)
+        left = kill
+        try:
+            compress(model, data, **FULL, folder=folder)
+        except Killed:
+            pass
+        else:
+            break  # more files are not written
+        monkeypatch.setattr(os, "replace", replace)
+        resumed = compress(model, data, **FULL, folder=folder)
+        np.testing.assert_array_equal(resumed.solution.choice, whole.solution.choice)
+        for name, tensor in whole.model.state_dict().items():
+            assert torch.equal(resumed.model.state_dict()[name], tensor), (kill, name)
+        assert resumed.report.loss_finetuned == whole.report.loss_finetuned
+        assert resumed.report.refined == whole.report.refined
+        assert not list(folder.glob("*.part"))
+    assert kill > 20
 
 
 STARTED: dict[str, Any] = {"budget": {"bytes": 0.5}, "options": OPTIONS, "solver": "greedy", "loss": shift_loss(1.0)}
@@ -248,19 +249,19 @@ STARTED: dict[str, Any] = {"budget": {"bytes": 0.5}, "options": OPTIONS, "solver
     [
         ({}, set()),
         ({"budget": {"bytes": 0.3}}, {"solve", "apply"}),
-        ({"solver": "lagrangian"}, {"solve"}),
+        pytest.param({"solver": "lagrangian"}, {"solve"}, marks=pytest.mark.slow),
         ({"solver": Greedy()}, set()),
-        ({"time_limit": 7}, {"solve"}),
+        pytest.param({"time_limit": 7}, {"solve"}, marks=pytest.mark.slow),
         ({"pairs": False}, {"solve"}),
-        ({"evaluate": lambda model: 1.0}, set()),
-        ({"batch_norm_data": batches()}, {"apply"}),
+        pytest.param({"evaluate": lambda model: 1.0}, set(), marks=pytest.mark.slow),
+        pytest.param({"batch_norm_data": batches()}, {"apply"}, marks=pytest.mark.slow),
         ({"refine_rounds": 1}, {"refine"}),
         ({"loss": shift_loss(1.0)}, set()),
         ({"loss": shift_loss(2.0)}, {"measure", "solve", "apply"}),
-        ({"forward": lambda model, batch: model(batch)}, {"measure", "apply"}),
-        ({"method": "direct"}, {"measure", "solve", "apply"}),
+        pytest.param({"forward": lambda model, batch: model(batch)}, {"measure", "apply"}, marks=pytest.mark.slow),
+        pytest.param({"method": "direct"}, {"measure", "solve", "apply"}, marks=pytest.mark.slow),
         ({"seed": 1}, {"measure", "solve", "apply"}),
-        ({"granularity": 3}, {"measure", "solve", "apply"}),
+        pytest.param({"granularity": 3}, {"measure", "solve", "apply"}, marks=pytest.mark.slow),
         ({"options": prune_quantize(bits=(3,))}, {"measure", "solve", "apply"}),
     ],
 )

@@ -26,9 +26,15 @@ EFFORT = {  # small problems need no more, and these take their time
 HERE = [info.name for info in available() if info.available and not info.needs_network]
 
 
+ROUNDS = {name: {"rounds": 4} for name in ("sa", "sqa", "tabu", "steepest-descent")}
+"""As above, but a number of rounds would end the runs that a check cuts."""
+
+CUTTING = (checks.check_time_limit, checks.check_interrupt_keeps_the_best)
+
+
 @pytest.mark.parametrize(("name", "check"), [(name, check) for name in HERE for check in checks_for(name)])
 def test_back_end(name, check):
-    check(configured(as_solver(name), EFFORT.get(name, {})))
+    check(configured(as_solver(name), (EFFORT if check in CUTTING else EFFORT | ROUNDS).get(name, {})))
 
 
 def test_every_back_end_of_a_plain_installation_is_checked():

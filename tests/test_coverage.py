@@ -15,7 +15,9 @@ from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.forward import default_forward, run
 from tests.architectures import NAMES, Architecture, architecture
 from tests.measurements import changed_copies
+from tests.quick import slow_but
 
+QUICK = ("mixtral", "bert", "whisper", "tagger", "mobile", "attention")
 OPTIONS = prune_quantize(bits=(4,), sparsity=(0,), compensated=False)
 
 
@@ -30,7 +32,7 @@ def few_outputs(model: nn.Module, batch: Any) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's encoder layer speaks of its nested tensors
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(QUICK, NAMES))
 def test_nearly_all_bytes_are_parts_that_are_stored_as_predicted(name: str, tmp_path: Path) -> None:
     own = architecture(name)
     model = own.make()
@@ -50,7 +52,7 @@ def test_nearly_all_bytes_are_parts_that_are_stored_as_predicted(name: str, tmp_
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(QUICK, NAMES))
 def test_linearised_costs_are_those_of_trying(name: str) -> None:
     own = architecture(name)
     model = own.make()

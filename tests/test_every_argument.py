@@ -20,6 +20,7 @@ from qcompress.engines.base import EngineRun
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Transform
 from tests.engines.toy import Toy
+from tests.quick import slow_but
 from tests.test_run_folder import told, weights
 
 Values = dict[str, Any]
@@ -225,6 +226,12 @@ WITHOUT_EFFECT = {
 }
 """Arguments that change no figure of these small networks, or of one of them."""
 
+QUICK = (
+    "data", "minimize", "options", "loss", "measurement", "target", "batch_norm_data", "rounds", "refine_rounds",
+    "evaluate", "on_round",
+)  # fmt: skip
+"""One argument of every step, and one that changes nothing; the others lead through the same steps again."""
+
 Figures = tuple[dict[str, Any], list[float], list[int], dict[str, list[float]]]
 
 
@@ -236,7 +243,7 @@ def figures_of(call: Values, folder: Path | None) -> Figures:
     return report, result.measurement.cost.tolist(), list(map(int, result.solution.choice)), state
 
 
-@pytest.mark.parametrize("argument", VARIED)
+@pytest.mark.parametrize("argument", slow_but(QUICK, VARIED))
 def test_calls_in_one_folder_that_differ_in_an_argument_give_what_each_gives_by_itself(
     argument: str, tmp_path: Path
 ) -> None:

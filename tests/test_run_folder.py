@@ -354,7 +354,7 @@ fresh = cache(asked)
 @example(["channels", "channels in rounds", "channels"])
 @example(["small", "all channels"])
 @example(["patterns", "patterns, turned"])
-@settings(max_examples=5)
+@settings(max_examples=2)
 @given(names=st.lists(st.sampled_from(sorted(ASKED)), min_size=3, max_size=6))
 def test_any_calls_in_one_folder_give_and_leave_there_what_each_gives_by_itself(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place:

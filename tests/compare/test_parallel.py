@@ -39,6 +39,7 @@ def test_parallel_processes_give_the_same_answers_and_write_the_same_journal(tmp
             assert journal.get(key)["seed"] == seed
 
 
+@pytest.mark.slow
 def test_replaced_workers_do_not_end_the_run_where_warnings_are_errors():
     program = (
         "from solvers.processes import in_processes\n"

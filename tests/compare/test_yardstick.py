@@ -20,6 +20,7 @@ from solvers.composites.multi_start import MultiStart
 from solvers.composites.portfolio import Portfolio
 from solvers.provenance import version
 from tests.compare.own_solvers import Dice, Downhill
+from tests.quick import slow_but
 
 PROBLEM = layered_problem(5, bits=(2, 4, 8), rank=2, seed=1)
 LINEAR = layered_problem(6, rank=0, seed=2)
@@ -228,7 +229,7 @@ def make():
 
 
 @pytest.mark.parametrize("path", ["edited_here:Mine", "edited_here:make", "edited_here:make:encoding=binary"])
-@pytest.mark.parametrize("wrapped", [None, "multi-start", "portfolio"])
+@pytest.mark.parametrize("wrapped", slow_but([None, "portfolio"], [None, "multi-start", "portfolio"]))
 def test_a_run_named_by_import_path_is_made_again_when_the_module_was_edited(path, wrapped, tmp_path, monkeypatch):
     """Also in the same process after a reload, but not before."""
     monkeypatch.syspath_prepend(tmp_path)
@@ -285,8 +286,11 @@ class Mine(Base):
 """
 
 
-@pytest.mark.parametrize("edited", ["base", "mine"])
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("edited", "wrapped"),
+    [("base", True), ("mine", False),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in [("base", False), ("mine", True)])],
+)  # fmt: skip
 def test_a_run_by_edited_code_of_an_installed_package_is_made_again(edited, wrapped, tmp_path):
     """Its version stays the same, as with an editable installation."""
     package, information = tmp_path / "packaged_solver", tmp_path / "packaged_solver-1.0.dist-info"

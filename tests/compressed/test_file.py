@@ -57,7 +57,7 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     kind=st.sampled_from(list(KINDS)),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),

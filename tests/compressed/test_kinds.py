@@ -33,7 +33,7 @@ def same_tensors(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     kind=st.sampled_from(KINDS),

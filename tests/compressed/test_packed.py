@@ -41,7 +41,7 @@ def a_target(channels: int, columns: int, dtype: torch.dtype = torch.float32) ->
     return Target(layer="Linear", channels=channels, per_channel=columns, dtype=dtype, macs=0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     bits=st.integers(2, 16),
@@ -67,7 +67,7 @@ def test_any_rows_are_those_of_the_decoded_weight(
     assert same_bits(rows.rows(numbers[:0]), whole[:0])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     bits=st.integers(2, 8),
@@ -113,7 +113,7 @@ def test_blocks_in_different_forms_make_one_weight() -> None:
     assert same_bits(rows.block(0, 14), whole)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     kind=st.sampled_from(list(KINDS)),
     dtype=st.sampled_from(DTYPES),
@@ -139,7 +139,7 @@ def test_a_packed_model_gives_the_outputs_of_the_dense_one(
     assert torch.equal(copy.deepcopy(packed)(batch), packed(batch))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), kind=st.sampled_from(ODD_KINDS), data=st.data())
 def test_a_packed_odd_network_gives_the_same_outputs(seed: int, kind: str, data: st.DataObject) -> None:
     recipe = Recipe(seed, kind)

@@ -20,6 +20,7 @@ from qcompress.engines.registry import as_engine
 from qcompress.errors import EngineError, OptionsError
 from qcompress.measuring.latency import load_times
 from tests.measurements import Chain, measured
+from tests.quick import slow_but
 
 EXACT = OnnxRuntime(accuracy_level=1, threads=1)
 RANKS = qcompress.low_rank(ratios=(0.5,), kinds=("channels",))
@@ -183,9 +184,9 @@ def test_reported_losses_are_those_of_the_file_with_the_inputs_that_it_rounds(tm
 
 @pytest.mark.parametrize(("options", "shapes"), [
     (qcompress.prune_quantize(bits=(4,), group_size=32, symmetric=False), (33, 256)),
-    (qcompress.prune_quantize(bits=(2, 8), group_size=None), (33, 256)),
+    pytest.param(qcompress.prune_quantize(bits=(2, 8), group_size=None), (33, 256), marks=pytest.mark.slow),
     (qcompress.integer_products(("dynamic",)), (32, 64)),
-    (RANKS, (33, 256)),
+    pytest.param(RANKS, (33, 256), marks=pytest.mark.slow),
     (RANKS.then(qcompress.prune_quantize(bits=(4,), group_size=32)), (48, 128)),
 ])  # fmt: skip
 def test_bits_per_weight_are_those_of_the_file(
@@ -196,10 +197,11 @@ def test_bits_per_weight_are_those_of_the_file(
     torch.manual_seed(0)
     narrow, wide = shapes
     model, batch = Chain(nn.Linear(narrow, wide), nn.ReLU(), nn.Linear(wide, narrow)).eval(), torch.randn(64, narrow)
-    result = qcompress.compress(
-        model, [batch], budget={"bits_per_weight": 31}, target=EXACT, options=options, output=tmp_path / "small.onnx",
-        guard=False, solver="brute-force", pairs=False,
-    )  # fmt: skip
+    with traced_once():
+        result = qcompress.compress(
+            model, [batch], budget={"bits_per_weight": 31}, target=EXACT, options=options, guard=False, pairs=False,
+            output=tmp_path / "small.onnx", solver="brute-force",
+        )  # fmt: skip
     bits = sum(8 * len(item.raw_data) for item in onnx.load(tmp_path / "small.onnx").graph.initializer
                if "bias" not in item.name)  # fmt: skip
     assert result.report.usage["bits_per_weight"] == pytest.approx(bits / (2 * narrow * wide), rel=1e-9)
@@ -250,7 +252,7 @@ def normalised(kind: str) -> nn.Module:
     return nn.Sequential(layer, nn.ReLU(), nn.Linear(64, 10)).eval()
 
 
-@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "pruned"])
+@pytest.mark.parametrize("kind", slow_but(["weight_norm", "pruned"], ["weight_norm", "spectral_norm", "pruned"]))
 def test_weights_that_are_computed_take_the_bytes_of_plain_ones(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, batch, path = normalised(kind), torch.randn(64, 64), tmp_path / "small.onnx"

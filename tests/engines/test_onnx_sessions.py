@@ -131,7 +131,9 @@ class Largest(nn.Module):
         return torch.cat(self.each(x), 1)
 
 
-@pytest.mark.parametrize(("ranges", "bits"), [(("static",), (8,)), (("static", "dynamic"), (8,)), (("static",), (7,))])
+@pytest.mark.parametrize(("ranges", "bits"), [
+    pytest.param(("static",), (8,), marks=pytest.mark.slow), (("static", "dynamic"), (8,)), (("static",), (7,)),
+])  # fmt: skip
 def test_products_of_the_largest_numbers_do_not_saturate(
     ranges: tuple[str, ...], bits: tuple[int, ...], tmp_path: Path
 ) -> None:

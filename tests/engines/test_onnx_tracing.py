@@ -12,6 +12,7 @@ from torch import nn
 import qcompress
 from qcompress.engines import onnx_tracing
 from qcompress.engines.onnxruntime import OnnxRuntime
+from tests.quick import slow_but
 
 ENGINE = OnnxRuntime(threads=1)
 
@@ -26,7 +27,7 @@ class Recurrent(nn.Module):
         return self.memory(self.words(words))[0][:, -1]
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", slow_but([nn.LSTM], [nn.LSTM, nn.GRU]))
 def test_weights_of_recurrent_layers_are_rearranged_when_the_file_is_loaded(kind: Any, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -30,9 +30,9 @@ BITS = qcompress.prune_quantize(bits=(4,), group_size=16)
 
 
 @pytest.mark.parametrize(("options", "uses", "shape", "most"), [
-    (SLICED, 5, (4, 64), 1600),
+    pytest.param(SLICED, 5, (4, 64), 1600, marks=pytest.mark.slow),
     (SLICED.then(BITS), 5, (2, 3, 2, 64), 1600),
-    (RANKS, 40, (4, 64), 150),
+    pytest.param(RANKS, 40, (4, 64), 150, marks=pytest.mark.slow),
     (RANKS.then(BITS), 12, (2, 3, 64), 300),
     (SPATIAL, 12, (2, 16, 5, 5), 700),
 ])  # fmt: skip

@@ -26,6 +26,7 @@ from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from tests.engines.random_models import ALL, WITH_INTEGERS, network, written
 from tests.measurements import Chain, measured, solution
 from tests.models import Reused
+from tests.quick import slow_but
 
 EXACT = OnnxRuntime(accuracy_level=1, threads=1)
 FLOAT = 1e-5  # sums in float32 in another order, outputs of size 1
@@ -40,7 +41,7 @@ def one_run(seed: int, folder: Path) -> None:
     assert blanks(folder / "small.onnx") <= 100 + 400 * len(list(model.modules())) + several_uses
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", slow_but([0, 2], range(3)))
 def test_a_random_model_runs_in_the_predicted_bytes(seed: int, tmp_path: Path) -> None:
     one_run(seed, tmp_path)
 
@@ -135,8 +136,11 @@ class Words(nn.Module):
         return self.head(torch.tanh(self.body(self.words(ids))))
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("tied", "symmetric"),
+    [(True, False), (False, True),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in [(True, True), (False, False)])],
+)  # fmt: skip
 def test_embeddings_are_looked_up_in_codes_that_a_tied_head_shares(tied: bool, symmetric: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, ids = Words(tied=tied).eval(), torch.randint(50, (2, 5))
@@ -460,7 +464,7 @@ def one_integer_run(seed: int, folder: Path) -> None:
     written(EXACT, model, batch, WITH_INTEGERS, rng, folder / "small.onnx")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", slow_but([0, 1], range(3)))
 def test_a_random_model_with_integer_products_gives_the_emulations_outputs(seed: int, tmp_path: Path) -> None:
     one_integer_run(seed, tmp_path)
 

@@ -17,6 +17,7 @@ from qcompress.engines.verify import checked
 from qcompress.errors import EngineError
 from tests.engines.tiny import tiny, words
 from tests.measurements import measured, solution
+from tests.quick import slow_but
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 
@@ -55,7 +56,7 @@ def smallest(engine: Engine, model: nn.Module, options: qcompress.Options) -> tu
     return qcompress.apply(model, legal, solution(choice)), sizes.of(choice)
 
 
-@pytest.mark.parametrize("share", [mlp, one_weight, queries, norms, head])
+@pytest.mark.parametrize("share", slow_but([one_weight, norms, head], [mlp, one_weight, queries, norms, head]))
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_model_that_shares_weights_is_written_whole(
     name: str, share: Callable[[nn.Module], None], tmp_path: Path

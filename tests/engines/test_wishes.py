@@ -18,6 +18,7 @@ from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.llama_cpp.engine import LlamaCpp
 from qcompress.errors import EngineError, MissingError, VerificationError
 from tests.engines.tiny import tiny, words
+from tests.quick import slow_but
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 ENGINES = {
@@ -56,7 +57,7 @@ def left(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name != "model"]
 
 
-@pytest.mark.parametrize("asked", [1000, "1%"])
+@pytest.mark.parametrize("asked", slow_but([1000], [1000, "1%"]))
 def test_a_budget_below_the_smallest_file_names_it_before_anything_is_measured(
     model: nn.Module, engine: Engine, tmp_path: Path, asked: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +172,7 @@ def test_a_file_that_was_there_outlives_a_disk_that_fills_up(model: nn.Module, t
     assert (tmp_path / "small").read_text() == "before"
 
 
-@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("made", slow_but([True], [True, False]))
 def test_a_folder_that_is_rejected_is_kept_under_another_name(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool
 ) -> None:

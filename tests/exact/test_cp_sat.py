@@ -123,7 +123,11 @@ def test_no_workers_are_refused():
         solve(layered_problem(3), "cp-sat", workers=0)
 
 
-@pytest.mark.parametrize("order", [("pulp", "highspy", "pyscipopt", "ortools"), ("ortools", "pyscipopt", "highspy")])
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param(("pulp", "highspy", "pyscipopt", "ortools"), marks=pytest.mark.slow),
+     ("ortools", "pyscipopt", "highspy")],
+)  # fmt: skip
 def test_it_shares_a_process_with_the_other_exact_solvers(order):
     """From highspy 1.15 on it and ortools cannot be loaded together; what is pinned here can, in any order."""
     for module in order:

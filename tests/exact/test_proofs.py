@@ -55,12 +55,12 @@ def assert_consistent(problem: Problem, solver: str, options: dict[str, str], li
 
 @pytest.mark.parametrize(("solver", "options"), QUADRATIC)
 def test_no_proof_is_contradicted_in_short_runs(solver, options):
-    assert_consistent(frustrated(14), solver, options, (0.1, 0.4, 1.0))
+    assert_consistent(frustrated(14), solver, options, (0.1, 0.3, 0.6))
 
 
 @pytest.mark.parametrize(("solver", "options"), LINEAR)
 def test_no_proof_of_a_linear_problem_is_contradicted_in_short_runs(solver, options):
-    assert_consistent(crowded(30), solver, options, (0.1, 0.4, 1.0))
+    assert_consistent(crowded(30), solver, options, (0.1, 0.3, 0.6))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from solvers import Status, UnsupportedProblemError, solve
 from solvers.base import Search
 from solvers.exact import semidefinite
 from solvers.exact.semidefinite import Semidefinite, objective_step
+from tests.quick import slow_but
 
 DENSE = [
     ("random_max_cut", {"vertices": 22, "density": 0.6}),
@@ -27,7 +28,7 @@ def _few_enumerated(monkeypatch):
 
 
 @pytest.mark.parametrize(("family", "arguments"), DENSE, ids=[family for family, _ in DENSE])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", slow_but([0], [0, 1]))
 def test_it_proves_the_optimum(family, arguments, seed):
     problem = member(family, {**arguments, "seed": seed})
     reference = solve(problem, "brute-force")

@@ -14,6 +14,7 @@ from solvers import InvalidOptionError, Status, StopReason, run
 from solvers.kernels.local_search import polish
 from solvers.kernels.moves import begin, cross, delta, fits, objective, switch, to_arrays
 from solvers.kernels.repair import repair
+from tests.quick import slow_but
 
 SEEDS = st.integers(0, 100_000)
 
@@ -119,7 +120,7 @@ def test_polish_refuses_a_choice_over_budget():
         polish(problem, np.full(5, 5))
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", slow_but([0, 1], range(4)))
 def test_anneal_reaches_the_optimum_of_small_problems(block):
     for seed in range(25 * block, 25 * (block + 1)):
         problem = small_problem(seed)

@@ -38,7 +38,7 @@ def feasible_problems(count, **sizes):
 # --- right answers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [15, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("solver", REMOTE)
 def test_the_optimum_of_random_problems(one_connection, leap, solver, count):
     problems = feasible_problems(count, max_groups=4, max_options=3)

@@ -176,7 +176,10 @@ print(device.largest_clique())
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.03])
-@pytest.mark.parametrize(("topology", "largest"), [("zephyr", 56), ("pegasus", 36), ("chimera", 16)])
+@pytest.mark.parametrize(
+    ("topology", "largest"),
+    [("zephyr", 56), pytest.param("pegasus", 36, marks=pytest.mark.slow), ("chimera", 16)],
+)
 def test_all_small_cliques_are_embedded_within_a_memory_limit(topology, largest, missing):
     command = [sys.executable, "-c", EMBED_CLIQUES, topology, str(missing)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -343,7 +346,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("written", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before", "after"])
-@pytest.mark.parametrize("module", [descent_state, job], ids=["descent", "job"])
+@pytest.mark.parametrize("module", [pytest.param(descent_state, marks=pytest.mark.slow), job], ids=["descent", "job"])
 def test_parts_go_on_where_the_process_was_killed_at_a_write(leap, undisturbed, tmp_path, monkeypatch, module, written):
     """No part is sent twice and no better choice is lost, whichever of the files was being written."""
     choice, sent, _ = undisturbed

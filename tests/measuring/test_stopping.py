@@ -77,6 +77,7 @@ def test_channels_stop_after_some_time_and_say_so() -> None:
     assert stopped.notes == ("1 of 5 batches were measured: time_limit=1e-09 seconds",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [2])
 def test_it_stops_at_the_same_batch_with_any_number_of_processes(jobs: int) -> None:
     assert measured(precision=0.3, jobs=jobs).num_samples == measured(precision=0.3).num_samples

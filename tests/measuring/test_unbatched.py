@@ -111,8 +111,10 @@ def test_squares_are_those_of_whole_batches(name, data):
 
 @pytest.mark.parametrize("method", ["fisher", "direct"])
 @pytest.mark.parametrize(
-    "options", [OPTIONS, qcompress.low_rank(ratios=(0.3,)), qcompress.integer_products(("static",))]
-)
+    "options",
+    [OPTIONS, pytest.param(qcompress.low_rank(ratios=(0.3,)), marks=pytest.mark.slow),
+     qcompress.integer_products(("static",))],
+)  # fmt: skip
 @pytest.mark.parametrize("name", PAIRS)
 def test_costs_are_those_of_whole_batches(name, options, method, data):
     make, plain = PAIRS[name]

@@ -12,6 +12,7 @@ from qcompress.cli import main
 from qcompress.model.parts import survey
 from tests.engines.tiny import write_tokenizer
 from tests.opened_models import in_memory, saved, tokens
+from tests.quick import slow_but
 
 OPTIONS = qcompress.prune_quantize(bits=(3, 4), sparsity=(0,))
 
@@ -69,7 +70,7 @@ def test_a_model_that_selects_itself_and_one_that_fails_leave_nothing_behind() -
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("kind", ["Mixtral", "Qwen2Moe"])
+@pytest.mark.parametrize("kind", slow_but(["Mixtral"], ["Mixtral", "Qwen2Moe"]))
 def test_routers_of_experts_are_found_in_memory_and_block_by_block(kind: str, tmp_path: Path) -> None:
     folder = saved(kind, tmp_path / "model", num_local_experts=4, num_experts=4, num_experts_per_tok=2)
     gates = tuple(f"model.layers.{block}.mlp.gate" for block in range(3))

@@ -20,6 +20,7 @@ from solvers.qubo.bifurcation import bifurcate
 from solvers.qubo.dimod_sampler import from_sampler
 from solvers.qubo.route import _cheapest
 from solvers.qubo.simulated_annealing import beta_range
+from tests.quick import slow_but
 
 solve = partial(run.solve, presolve=False)  # the back end itself is tested
 
@@ -118,7 +119,7 @@ def test_sa_is_feasible_whenever_repair_can_be():
 
 
 @pytest.mark.parametrize("budget", [2.0 - 1e-13, 3.9, 5.0])
-@pytest.mark.parametrize("name", ["sa", "steepest-descent", "bifurcation"])
+@pytest.mark.parametrize("name", slow_but(["sa", "steepest-descent"], ["sa", "steepest-descent", "bifurcation"]))
 def test_prices_stay_finite_in_any_number_of_rounds(name, budget):
     """A budget that every sample misses, or none, moves its price in one direction only."""
     problem = Problem(["a", "b"], [["x", "y"]] * 2, [1, 0, 3, 1], {"r": [1.0, 2.0, 1.0, 2.5]}, {"r": budget})

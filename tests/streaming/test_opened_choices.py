@@ -230,7 +230,7 @@ def test_compress_gives_the_choice_and_the_bytes_of_the_model_in_memory(
         pytest.param(losses, "encoded", 2, marks=pytest.mark.slow),
         (applying, "encoded", 3),
         pytest.param(applying, "write_codes", 2, marks=pytest.mark.slow),
-        (BlockSweep, "output", 12),
+        pytest.param(BlockSweep, "output", 12, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(

@@ -37,6 +37,7 @@ from qcompress.structure.find import find_sets
 from qcompress.structure.scores import by_weight, elimination_order, sensitivity
 from qcompress.structure.uses import Uses, uses_of
 from solvers import Solution, judge
+from tests.quick import slow_but
 from tests.structure.random_channels import random_network
 
 KEEP = (0.75, 0.5, 0.25)
@@ -245,7 +246,7 @@ def test_compress_gives_a_smaller_dense_network_within_the_budget(tmp_path: Path
 
 
 @pytest.mark.parametrize("further", [{}, {"rounds": 2}, {"finetune_steps": 1}])
-@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("codes", slow_but([True], [False, True]))
 @pytest.mark.parametrize("resource", ["macs", "bytes"])
 def test_a_budget_that_the_original_meets_leaves_it_as_it_is(
     resource: str, codes: bool, further: dict[str, Any]

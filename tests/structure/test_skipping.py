@@ -148,7 +148,11 @@ def test_a_file_is_refused_by_another_architecture(tmp_path: Path) -> None:
         qcompress.load_compressed(tmp_path / "model.safetensors", lambda: Branches(1))
 
 
-@pytest.mark.parametrize("codes", [Options(()), qcompress.prune_quantize(bits=(4,), sparsity=(0,))], ids=["", "codes"])
+@pytest.mark.parametrize(
+    "codes",
+    [pytest.param(Options(()), marks=pytest.mark.slow), qcompress.prune_quantize(bits=(4,), sparsity=(0,))],
+    ids=["", "codes"],
+)
 def test_rounds_go_on_in_a_network_without_a_branch(codes: Options, tmp_path: Path) -> None:
     result = qcompress.compress(
         seeded(), [ids(16)], budget={"macs": "45%"}, options=LEAVING_OUT + codes, rounds=2, time_limit=2,
@@ -241,7 +245,11 @@ def test_a_branch_is_left_out_while_the_width_it_is_added_to_is_cut(images: bool
     assert {item.name for item in find_sets(one_left, [batch]).sets} == {"first", "branches.1.0"}
 
 
-@pytest.mark.parametrize("codes", [Options(()), qcompress.prune_quantize(bits=(4,), sparsity=(0,))], ids=["", "codes"])
+@pytest.mark.parametrize(
+    "codes",
+    [pytest.param(Options(()), marks=pytest.mark.slow), qcompress.prune_quantize(bits=(4,), sparsity=(0,))],
+    ids=["", "codes"],
+)
 def test_branches_and_the_width_around_them_are_cut_in_rounds_saved_and_loaded(codes: Options, tmp_path: Path) -> None:
     def network() -> nn.Module:
         return Residual(nn.Linear, bias=True).eval()

@@ -17,6 +17,7 @@ from qcompress.training.finetune import finetune
 from qcompress.training.stable_rank import stable_rank
 from qcompress.transforms.base import Keep
 from solvers import judge
+from tests.quick import slow_but
 
 
 def network(seed=0):
@@ -60,7 +61,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", slow_but(["quantized", "factored"], OPTIONS))
 def test_the_loss_falls_and_the_compression_stays(name, dtype, data, tmp_path):
     original, data = network().to(dtype), [batch.to(dtype) for batch in data]
     small = compressed(original, data, OPTIONS[name])
@@ -131,10 +132,17 @@ def test_an_interrupt_keeps_the_best(data):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("quantized", torch.float32), ("composed", torch.float32), ("pruned", torch.bfloat16)]
+    ("name", "dtype", "error", "cut_at", "goes_on_at"),
+    [
+        case if number in (0, 7, 10) else pytest.param(*case, marks=pytest.mark.slow)
+        for number, case in enumerate(
+            (name, dtype, error, *steps)
+            for name, dtype in (("quantized", torch.float32), ("composed", torch.float32), ("pruned", torch.bfloat16))
+            for error in (RuntimeError, KeyboardInterrupt)
+            for steps in ((0, 0), (9, 8))
+        )
+    ],
 )
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize(("cut_at", "goes_on_at"), [(0, 0), (9, 8)])
 def test_a_training_that_was_cut_goes_on_to_the_last_bit(
     name, dtype, error, cut_at, goes_on_at, data, tmp_path, monkeypatch
 ):

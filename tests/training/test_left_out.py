@@ -40,7 +40,9 @@ def changed(folder: Path | None = None, **given: Any) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("options", "share"), [(CODES, 0.5), (low_rank(ratios=(0.5,)), 0.9)], ids=["codes", "low rank"]
+    ("options", "share"),
+    [(CODES, 0.5), pytest.param(low_rank(ratios=(0.5,)), 0.9, marks=pytest.mark.slow)],
+    ids=["codes", "low rank"],
 )
 @pytest.mark.parametrize(
     ("left", "may_change"),

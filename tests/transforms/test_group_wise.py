@@ -13,6 +13,7 @@ from qcompress.transforms.quantize.compensation import shrunk
 from qcompress.transforms.quantize.group_wise import SCALE_TYPES, GroupWise
 from qcompress.transforms.quantize.packing import unpack
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
+from tests.quick import slow_but
 
 BITS = (2, 3, 4, 5, 6, 8)
 
@@ -95,7 +96,7 @@ def test_decoding_is_scale_times_code_less_zero_point(transform: GroupWise, rows
     assert torch.equal(transform.decode(stored, target), expected.double().clamp(-limit, limit).to(rows.dtype))
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", slow_but([2, 4, 8], BITS))
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("shape", ["even", "one side"])
 def test_scales_and_zero_points_are_as_good_as_those_of_a_fine_search(bits: int, symmetric: bool, shape: str) -> None:

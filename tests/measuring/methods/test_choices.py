@@ -10,6 +10,7 @@ from qcompress.errors import NotFiniteError
 from qcompress.measuring.methods.choices import HeldChoices
 from qcompress.measuring.methods.gradient_check import misleading
 from qcompress.model import forward as forwards
+from tests.quick import slow_but
 
 CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
     "topk": lambda x: x.topk(2, dim=-1).values,
@@ -163,7 +164,7 @@ class Mixture(nn.Module):
 WRONG = {"none": None, "scores": "routers.1.weight", "rounding": "experts.1.3.weight", "detach": "experts.1.3.weight"}
 
 
-@pytest.mark.parametrize("tokens", [64, 512, 2048])
+@pytest.mark.parametrize("tokens", slow_but([64, 512], [64, 512, 2048]))
 @pytest.mark.parametrize("lie", WRONG)
 def test_wrong_gradients_among_experts_are_found_and_right_ones_are_not_accused(lie: str, tokens: int) -> None:
     for seed in range(3):

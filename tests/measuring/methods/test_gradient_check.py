@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import qcompress
 from qcompress.measuring.methods.gradient_check import misleading
 from tests.models import Residual, TiedLanguageModel, seeded
+from tests.quick import slow_but
 
 OPTIONS = qcompress.prune_quantize(bits=(4, 6), sparsity=(0,))
 
@@ -119,7 +120,7 @@ class Deep(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("depth", [60, 200, 400])
+@pytest.mark.parametrize("depth", slow_but([60], [60, 200, 400]))
 def test_one_wrong_gradient_is_found_among_many_layers(depth: int) -> None:
     for constant in (None, depth // 2, depth - 1):
         torch.manual_seed(depth)

@@ -21,6 +21,7 @@ from qcompress.measuring.progress import MeasureProgress
 from qcompress.model.forward import default_forward
 from tests.models import TiedLanguageModel, seeded
 from tests.opened_models import in_memory, saved, tokens
+from tests.quick import slow_but
 
 OPTIONS = qcompress.prune_quantize(bits=(3, 4, 6), sparsity=(0,))
 EVEN = qcompress.prune_quantize(bits=(4, 8), sparsity=(0,))
@@ -108,7 +109,7 @@ def test_runs_take_no_more_forward_passes_than_promised(count: int, monkeypatch:
     assert 0 < samples - without <= reruns.PASSES * count
 
 
-@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("opened", slow_but([True], [False, True]))
 def test_options_of_routers_cost_what_the_experts_that_change_cost(
     opened: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

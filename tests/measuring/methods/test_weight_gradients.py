@@ -19,7 +19,7 @@ def test_squares_of_probes_have_the_loss_curvature_as_their_mean(loss):
     generator = torch.Generator().manual_seed(0)
     point = torch.randn(1, 3, 4, generator=generator)
     found = as_loss(loss)
-    draws = torch.stack([found.probe(point, None, generator).reshape(-1) for _ in range(20_000)]).double()
+    draws = found.probe(point.expand(20_000, 3, 4), None, generator).flatten(1).double()  # of each sample its own
     curvature = torch.autograd.functional.hessian(
         lambda moved: found.rise(moved, point, None).sum(), point.double()
     ).reshape(12, 12)
@@ -187,7 +187,7 @@ class TimeMajor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.memory, self.last = nn.Linear(5, 8), nn.GRU(8, 8), nn.Linear(8, 4)
+        self.first, self.memory, self.last = nn.Linear(5, 8), nn.RNN(8, 8), nn.Linear(8, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.memory(3 * self.first(x))[0])
@@ -200,7 +200,7 @@ class BatchStatistics(nn.Sequential):
         super().__init__(nn.Linear(5, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 4))
 
 
-@pytest.mark.parametrize(("factory", "shape"), [(TimeMajor, (12, 3, 5)), (BatchStatistics, (6, 5))])
+@pytest.mark.parametrize(("factory", "shape"), [(TimeMajor, (4, 3, 5)), (BatchStatistics, (6, 5))])
 def test_rows_that_depend_on_each_other_are_not_taken_apart(factory, shape):
     model = seeded(factory)
     generator = torch.Generator().manual_seed(0)

@@ -20,6 +20,7 @@ from qcompress.measuring.streamed.side_inputs import SideInputs
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.opened import open_model
 from tests.opened_models import in_memory, reconfigured, saved, tokens
+from tests.quick import slow_but
 
 NEAREST = qcompress.prune_quantize(bits=(3, 4), group_size=16)
 COMPENSATED = qcompress.prune_quantize(bits=(3, 4), group_size=16, compensated=True)
@@ -33,8 +34,8 @@ def data() -> list[torch.Tensor]:
     ("kind", "more", "options"),
     [
         ("Llama", {}, NEAREST),
-        ("Llama", {}, COMPENSATED),
-        ("Llama", {"tie_word_embeddings": True}, NEAREST),
+        pytest.param("Llama", {}, COMPENSATED, marks=pytest.mark.slow),
+        pytest.param("Llama", {"tie_word_embeddings": True}, NEAREST, marks=pytest.mark.slow),
         ("Gemma2", {"head_dim": 8}, NEAREST),
         ("Llama", {}, qcompress.gguf_types(names=("Q4_0",))),
     ],
@@ -165,7 +166,7 @@ def flipped(file: Path) -> None:
     file.write_bytes(numbers)
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped, Path.unlink])
+@pytest.mark.parametrize("damage", slow_but([flipped, Path.unlink], [truncated, flipped, Path.unlink]))
 def test_a_damaged_file_of_a_measurement_that_was_cut_is_named_or_made_again(
     damage: Callable[[Path], None], whole: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

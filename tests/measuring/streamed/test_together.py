@@ -38,7 +38,7 @@ def require_same(found: Any, expected: Any) -> None:
     ("more", "shapes"),
     [
         ({}, [(6, 9)]),
-        ({"tie_word_embeddings": True}, [(1, 9)] * 4),
+        pytest.param({"tie_word_embeddings": True}, [(1, 9)] * 4, marks=pytest.mark.slow),
         ({"tie_word_embeddings": True}, [(1, 9), (3, 9), (2, 7)]),
     ],
 )
