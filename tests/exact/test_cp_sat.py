@@ -15,6 +15,7 @@ from formulations.reductions.restriction import restrict
 from solvers import InvalidOptionError, Status, StopReason, UnsupportedProblemError, run
 from solvers.base import Search
 from solvers.testing import optimum
+from tests.quick import slow_but
 
 pytest.importorskip("ortools")
 cp_sat = pytest.importorskip("solvers.exact.cp_sat")
@@ -51,7 +52,7 @@ def test_a_choice_costs_in_whole_numbers_what_it_costs_up_to_the_stated_error(se
         assert program.bound(found) <= judged.objective + 1e-12 * program.size
 
 
-@pytest.mark.parametrize("bits", [8, 50])
+@pytest.mark.parametrize("bits", slow_but([8], [8, 50]))
 def test_coarse_numbers_give_a_lower_bound_and_never_a_wrong_proof(bits, monkeypatch):
     monkeypatch.setattr(cp_sat, "OBJECTIVE_BITS", bits)
     for seed in range(40):
