@@ -3,10 +3,11 @@
 An interrupted run resumes only if nothing that it depends on has changed. Numbers, tensors, containers, models,
 functions and plain objects are inspected with all that they hold. Code of the user counts by its instructions,
 constants, defaults, closure, and the globals and attributes of modules that it names; a module that code may take
-anything from counts by its file as well. Code of Python and of installed packages counts by the contents of its file.
+anything from counts with all that it holds. Code of Python counts by its version, that of installed packages by the
+list of files that they were installed with.
 
 What passes change, such as counters and stored activations, counts as it is: identities are taken before the first
-pass. What cannot be inspected (a lock, an open file, what is found with ``globals``, ``eval`` or ``open``) is listed in
+pass. What cannot be inspected (a lock, an open file, what is found with ``eval``, ``open`` or ``environ``) is listed in
 `Identity.unchecked`, so that the caller can warn. So are several objects of one class in a set, which has no order that
 is the same in every process. What an object hides from `pickle`, and what was registered within a library, is not seen.
 """

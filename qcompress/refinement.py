@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from formulations.files import AnyPath
 from qcompress.compressed.apply import as_choice
 from qcompress.errors import OptionsError, ResultNotFiniteError
 from qcompress.formulation import formulate
-from qcompress.identity import identify
+from qcompress.identity import identify, once
 from qcompress.measurement import Measurement
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import loss_of, measured_at, require_weights_alone
@@ -177,7 +178,8 @@ def refine(
     true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
     calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)
     if file is not None:
-        solved_by = [problem.fingerprint(), start, solver.name, solver, time_limit, seed, measurement.method, code]
+        of_solver = once(solver, find=partial(identify, solver))
+        solved_by = [problem.fingerprint(), start, solver.name, of_solver, time_limit, seed, measurement.method, code]
         key = identify([solved_by, calibration.identities()]).digest
     part = None if file is None else file.with_name(f"{file.name}.part")
     if file is not None and file.exists():
@@ -192,7 +194,8 @@ def refine(
         local = measured_at(calibration, measurement, true_loss.emulation, best.loss, code, part, on_progress)
         nearby = _nearby(local, problem, best.choice, solver=solver, time_limit=time_limit, seed=seed)
         best = _improved(best, [(true_loss(candidate), predicted, candidate) for predicted, candidate in nearby])
-        if file is not None:
+        if file is not None and part is not None:
+            part.unlink(missing_ok=True)  # the next round measures around another choice
             FILE_KIND.write_json(file, {"key": key, **best.to_json()})
         if on_round is not None and not best.complete:
             on_round(best.steps[-1])

@@ -2,32 +2,43 @@
 
 Code of the user counts by its instructions and constants, with everything that it takes by a name: defaults, variables
 that it closes over, globals and attributes of modules. Code of Python or of an installed package counts by its name and
-the contents of the file that it is in.
+the edition of the package.
 """
 
 import dis
 import functools
 import importlib
 import importlib.util
+import itertools
+import os
 import sys
 import types
-import weakref
 from collections.abc import Iterator, Mapping
 from enum import Enum, Flag
 from typing import Any
 
 from qcompress.digests.hashing import Digest, Parts, of_items, of_named
-from qcompress.digests.libraries import contents_of, is_library, is_library_file, is_library_module, module_of
+from qcompress.digests.libraries import edition_of, is_library, is_library_file, is_library_module, module_of
 
 PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), type(...)})
 """Kinds of values that are known by their text."""
 
 _READING_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+_READING = {*_READING_GLOBALS, "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
 _BY_TEXT = {"globals", "eval", "exec", "__import__", "open"}
 """Builtins that find what only a run of the code shows."""
 
+_FINDING = {"import_module": importlib.import_module, "environ": os.environ, "getenv": os.getenv}
+"""What finds such values in libraries."""
+
+_ANY_ATTRIBUTE = {"getattr", "vars", "__dict__"}
+"""Names by which code takes attributes of modules that it does not name."""
+
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-_METHODS = (types.FunctionType, staticmethod, classmethod, property, functools.partial)
+_METHODS = (
+    types.FunctionType, staticmethod, classmethod, property, functools.partial, functools.partialmethod,
+    type(functools.cache(len)),
+)  # fmt: skip
 _OF_ENUMERATIONS = frozenset(vars(Flag("Made", ()))) - {"_boundary_"}
 """Attributes that Python sets in enumerations; members are in one of them, and are added apart."""
 
@@ -40,7 +51,7 @@ def of_function(digest: Digest, value: types.FunctionType, name: str) -> Parts:
     if is_library(value):  # for example the inner function of a decorator around a user's function
         _put_origin(digest, "function", value)
         yield from of_named(digest, _closed_over(value), name)
-        yield from of_named(digest, vars(value), name)
+        yield from of_named(digest, {key: item for key, item in vars(value).items() if key != "_clear_cache"}, name)
         return
     digest.put("function", value.__qualname__)
     yield _without_text(value), name
@@ -51,18 +62,19 @@ def of_function(digest: Digest, value: types.FunctionType, name: str) -> Parts:
     taken = _closed_over(value) | {word: value.__globals__[word] for word in read if word in value.__globals__}
     for word in sorted(_finding_by_text(read, words, taken)):
         digest.unchecked[f"{name}.{word}: what it finds when it runs"] = None
+    taken = {word: item for word, item in taken.items() if item is not os.environ}
     for imported in sorted(imports_of(code, value.__globals__.get("__package__"))):
         digest.put("import", imported)
         found = {place: sys.modules.get(place) for place in _with_packages(imported)}
         taken |= {place: each for place, each in found.items() if each and not is_library_module(each, place)}
         if imported not in sys.modules and not _is_installed(imported.partition(".")[0]):  # nothing is imported here
             digest.unchecked[f"{name}.{imported}: module that is not imported yet"] = None
-    digest.put("taken", len(taken))
+    digest.put("taken", sorted(taken))
+    passed = _passed_on(code)
     for word, item in sorted(taken.items()):
-        if isinstance(item, types.ModuleType):
+        if isinstance(item, types.ModuleType) and word not in passed:
             yield from _of_attributes_read(digest, item, words, f"{name}.{word}")
         else:
-            digest.put(word)
             yield item, f"{name}.{word}"
 
 
@@ -94,28 +106,10 @@ def of_class(digest: Digest, value: type, name: str) -> Parts:
 
 
 def of_module(digest: Digest, value: types.ModuleType, name: str) -> Parts:
-    """Yield what a module of the user gives to code that may take anything from it: plain values, besides its file.
-
-    A module without a file, made by hand, gives all that it holds.
-    """
-    digest.put("module", value.__name__, contents := contents_of(value.__name__))
+    """Yield what a module of the user gives to code that may take anything from it."""
+    digest.put("module", value.__name__)
     if not is_library_module(value, value.__name__):
-        held = {key: item for key, item in vars(value).items() if not _is_pythons(key)}
-        yield from of_named(digest, {key: i for key, i in held.items() if not contents or is_simple(i)}, name)
-
-
-def is_simple(value: Any, depth: int = 3) -> bool:
-    """Whether a value is plain, or a container of plain values.
-
-    >>> is_simple({"widths": (1, 2)}), is_simple([object()])
-    (True, False)
-    """
-    if type(value) is dict:
-        return is_simple(list(value.items()), depth)
-    containers = (list, tuple, set, frozenset)
-    return type(value) in PLAIN or (
-        type(value) in containers and depth > 0 and all(is_simple(i, depth - 1) for i in value)
-    )
+        yield from of_named(digest, {key: item for key, item in vars(value).items() if not _is_pythons(key)}, name)
 
 
 def names_in(code: types.CodeType) -> set[str]:
@@ -155,9 +149,24 @@ def imports_of(code: types.CodeType, package: str | None) -> set[str]:
 def _finding_by_text(read: set[str], words: set[str], taken: Mapping[str, Any]) -> set[str]:
     """Return the names by which code finds values, modules or files that only its run shows."""
     found = (read & _BY_TEXT) - taken.keys()
-    if "import_module" in words or any(item is importlib.import_module for item in taken.values()):
-        found.add("import_module")
+    found |= {word for word, item in _FINDING.items() if word in words or any(item is each for each in taken.values())}
     return found | ({"sys.modules"} if {"sys", "modules"} <= words else set())
+
+
+def _passed_on(code: types.CodeType) -> set[str]:
+    """Return the names of globals and closed-over variables that code does not only take attributes of.
+
+    >>> def run(name):
+    ...     return torch.relu, getattr(helpers, name)
+    >>> sorted(_passed_on(run.__code__))
+    ['getattr', 'helpers']
+    """
+    return {
+        first.argval
+        for each in _with_inner(code)
+        for first, second in itertools.pairwise(_steps(each))
+        if first.opname in _READING and second.opname not in ("LOAD_ATTR", "LOAD_METHOD")
+    }
 
 
 def _resolved(name: str, package: str | None) -> str:
@@ -194,7 +203,7 @@ def _steps(code: types.CodeType) -> tuple[dis.Instruction, ...]:
 
 
 def _put_origin(digest: Digest, kind: str, value: Any) -> None:
-    digest.put(kind, module_of(value), value.__qualname__, contents_of(module_of(value)))
+    digest.put(kind, module_of(value), value.__qualname__, edition_of(module_of(value)))
 
 
 def _closed_over(function: types.FunctionType) -> dict[str, Any]:
@@ -206,8 +215,8 @@ def _closed_over(function: types.FunctionType) -> dict[str, Any]:
         except ValueError:
             continue
     if function.__globals__ is vars(functools):  # of `functools.singledispatch`: what was met, and a counter
-        found = {key: item for key, item in found.items() if key != "cache_token"}
-    return {key: item for key, item in found.items() if not isinstance(item, weakref.WeakKeyDictionary)}
+        found = {key: item for key, item in found.items() if key not in ("cache_token", "dispatch_cache")}
+    return found
 
 
 def _of_attributes_read(digest: Digest, module: types.ModuleType, words: set[str], name: str) -> Parts:
@@ -219,10 +228,9 @@ def _of_attributes_read(digest: Digest, module: types.ModuleType, words: set[str
         if place in met or is_library_module(place, place.__name__):
             continue
         met.add(place)
-        if not contents_of(place.__name__):
+        if words & _ANY_ATTRIBUTE:
             yield place, called
             continue
-        digest.put(contents_of(place.__name__))
         for word in sorted(words & vars(place).keys()):
             item = vars(place)[word]
             if isinstance(item, types.ModuleType):

@@ -32,6 +32,7 @@ class Digest:
         self.unchecked: dict[str, None] = {}
         self._sha = hashlib.sha256()
         self._seen: dict[int, tuple[int, Any]] = {}  # id → order of arrival; holding the value keeps its id valid
+        self._arrived = 0
         self._held: dict[int, tuple[int, Any]] = {}  # the same for memory
 
     def hexdigest(self) -> str:
@@ -49,16 +50,19 @@ class Digest:
 
     def is_new(self, value: Any) -> bool:
         """Remember a value, and return whether it is met for the first time."""
-        order = len(self._seen)
-        return self._seen.setdefault(id(value), (order, value))[0] == order
+        if id(value) in self._seen:
+            return False
+        self._seen[id(value)] = (self._arrived, value)
+        self._arrived += 1
+        return True
 
     def order_of(self, value: Any) -> int | None:
         """Return how many values had been met before this one, or None if it is new."""
         return self._seen[id(value)][0] if id(value) in self._seen else None
 
     def forget(self) -> None:
-        """Release the values met so far."""
-        self._seen.clear()
+        """Release the values met so far, except classes, which are read once."""
+        self._seen = {key: item for key, item in self._seen.items() if isinstance(item[1], type)}
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
         """Identify what shares memory with these tensors by its place in them; their values are added elsewhere."""
@@ -85,8 +89,8 @@ def of_items(digest: Digest, kind: str, items: Iterable[Any], name: str) -> Part
 
 
 def of_named(digest: Digest, items: Mapping[Any, Any], name: str) -> Parts:
-    """Yield values in the order of their keys, except what libraries keep there."""
-    kept = {str(key): item for key, item in items.items() if not str(key).startswith(OF_LIBRARIES)}
+    """Yield attributes in the order of their names, except what libraries keep there."""
+    kept = {key: item for key, item in items.items() if type(key) is str and not key.startswith(OF_LIBRARIES)}
     digest.put("named", len(kept))
     for key, item in sorted(kept.items()):
         digest.put(key)

@@ -4,16 +4,19 @@ They lie in one of its folders, or an installation elsewhere (``pip install --ta
 own. All other modules may change unnoticed and are the user's own, also those without a file that are made by hand.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
 import os
+import platform
 import site
 import sys
 import sysconfig
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,8 @@ def is_own(kind: type) -> bool:
 def _is_library_code(file: str, namespace: dict[str, Any]) -> bool:
     if not file.startswith("<"):
         return is_library_file(file)
+    if file.startswith("<attrs generated"):  # with constants that are different in every process
+        return True
     name = namespace.get("__name__")  # code made from a text, such as the methods of dataclasses
     module = sys.modules.get(name) if isinstance(name, str) else None
     return module is not None and vars(module) is namespace and is_library_module(module, module.__name__)
@@ -76,20 +81,43 @@ def _is_in(module: Any, kind: type) -> bool:
     return found is kind
 
 
-def contents_of(name: str) -> str:
-    """Return the SHA-256 of the file of an imported module; empty for one without a file.
+def edition_of(module: str) -> str:
+    """Return what changes when the package of a module is installed anew: a digest of its list of files with theirs.
 
-    >>> contents_of("sys"), len(contents_of("os"))
-    ('', 64)
+    For Python's own modules it is Python's version, for a package without such a list the digest of the module's file.
+
+    >>> edition_of("os") == platform.python_version(), len(edition_of("torch.nn"))
+    (True, 64)
     """
-    file = getattr(sys.modules.get(name), "__dict__", {}).get("__file__")
-    if not isinstance(file, str):
-        return ""
-    try:
-        found = Path(file).stat()
-    except OSError:  # a module in an archive, or whose file is gone
-        return ""
-    return _digest_of(file, found.st_mtime_ns, found.st_size)
+    return _edition_of_package(module.partition(".")[0]) or contents_of(module)
+
+
+@functools.lru_cache(maxsize=1024)
+def _edition_of_package(package: str) -> str:
+    if package in sys.stdlib_module_names:
+        return platform.python_version()
+    listed = [importlib.metadata.distribution(name).read_text("RECORD") for name in _distributions_of(package)]
+    return hashlib.sha256("".join(text or "" for text in listed).encode()).hexdigest() if any(listed) else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def contents_of(module: str) -> str:
+    """Return the SHA-256 of the file of an imported module; empty for one without a file."""
+    file = getattr(sys.modules.get(module), "__dict__", {}).get("__file__")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if isinstance(file, str) and Path(file).exists() else ""
+
+
+def _distributions_of(package: str) -> list[str]:
+    """Return the names of the distributions that a package is from; most have its name."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if any(Path(file).parts[0].removesuffix(".py") == package for file in importlib.metadata.files(package) or ()):
+            return [package]
+    return _all_packages().get(package, [])
+
+
+@functools.cache
+def _all_packages() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 def is_library_module(module: Any, name: str) -> bool:
@@ -108,11 +136,6 @@ def is_library_module(module: Any, name: str) -> bool:
     return name in sys.stdlib_module_names or (
         package in sys.modules and is_library_module(sys.modules[package], package)
     )
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest_of(file: str, *_: int) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)

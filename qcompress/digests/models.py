@@ -47,11 +47,15 @@ def of_model(digest: Digest, value: nn.Module, name: str) -> Parts:
 
 def of_layers(digest: Digest, value: nn.Module, name: str) -> Parts:
     """Yield what a model does with its parameters and buffers, which are held."""
-    modules = dict(value.named_modules())
-    for module in modules.values():  # before attributes that refer to them
+    everywhere = list(value.named_modules(remove_duplicate=False))
+    first = {id(module): path for path, module in reversed(everywhere)}
+    digest.put("modules", [(path, first[id(module)]) for path, module in everywhere])
+    identified = digest.order_of(value) == 0  # and runs in evaluation mode; modules that others hold run in their own
+    modules = [(path, module) for path, module in everywhere if first[id(module)] == path]
+    for _, module in modules:  # before attributes that refer to them
         digest.is_new(module)
-    for path, module in modules.items():
-        digest.put("module", path)
+    for path, module in modules:
+        digest.put("module", path, identified or module.training)
         own = f"{name}.{path}" if path else name
         yield type(module), own
         yield from of_named(digest, _attributes(module), own)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompress.digests.hashing import OF_LIBRARIES, Digest, Parts, of_items, of_named
+from qcompress.digests.libraries import is_own
 
 
 def of_tensor(digest: Digest, value: Tensor, name: str) -> Parts:
@@ -48,9 +49,10 @@ def of_values(digest: Digest, value: Tensor, name: str) -> Parts:
 def of_array(digest: Digest, value: NDArray[Any], name: str) -> Parts:
     """Put the values of an array of numpy, or yield them where they are objects."""
     yield type(value), name
-    digest.put("array", value.dtype.descr, value.shape)
+    yield value.dtype, name
+    digest.put("array", value.shape)
     if value.dtype.hasobject:
         yield from of_items(digest, "objects", value.ravel().tolist(), name)
     else:
         digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-    yield from of_named(digest, getattr(value, "__dict__", {}), name)
+    yield from of_named(digest, vars(value) if is_own(type(value)) else {}, name)

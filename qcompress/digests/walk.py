@@ -5,12 +5,15 @@ import inspect
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils.hooks import RemovableHandle
 
 from qcompress.digests.code import PLAIN, of_class, of_code, of_function, of_module
@@ -18,6 +21,18 @@ from qcompress.digests.hashing import Digest, Parts, of_items, of_named
 from qcompress.digests.libraries import contents_of, is_library, is_library_module, module_of
 from qcompress.digests.models import LABELS, of_model
 from qcompress.digests.tensors import of_array, of_tensor
+
+_VALUES = (
+    np.generic,
+    PurePath,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    OpOverload,
+    OpOverloadPacket,
+)
+"""Kinds of values that are known by their text, where their class is a library's."""
 
 _OF_MEMBERS = {"_value_", "_name_", "__objclass__", "_sort_order_", "_inverted_"}
 """Attributes that Python sets in members of enumerations."""
@@ -37,30 +52,28 @@ def add(digest: Digest, parts: Iterable[tuple[Any, str]]) -> None:
 
 
 def _parts(digest: Digest, value: Any, name: str) -> Parts:
-    if isinstance(value, Tensor):
+    kind = type(value)  # not what `isinstance` asks, as any class may answer that it is another
+    if issubclass(kind, _VALUES) and is_library(kind):
+        return of_items(digest, "value", (kind, repr(value)), name)
+    if issubclass(kind, Tensor):
         return of_tensor(digest, value, name)
-    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
+    if issubclass(kind, np.ndarray) and not issubclass(kind, np.ma.MaskedArray):
         return of_array(digest, value, name)
     if not digest.is_new(value):
         digest.put("seen", digest.order_of(value))
         return iter(())
-    if type(value) is dict:
+    if kind is dict:
         return _of_mapping(digest, value, name)
-    if type(value) in (list, tuple):
-        return of_items(digest, type(value).__name__, value, name)
-    if isinstance(value, (set, frozenset)):
-        return _of_set(digest, value, name)
-    for kind, of_kind in _OF_KINDS.items():
-        if isinstance(value, kind):
-            return of_kind(digest, value, name)
-    return _of_object(digest, value, name)
+    if kind in (list, tuple):
+        return of_items(digest, kind.__name__, value, name)
+    return next((of for base, of in _OF_KINDS.items() if issubclass(kind, base)), _of_object)(digest, value, name)
 
 
 def _of_mapping(digest: Digest, value: Mapping[Any, Any], name: str) -> Parts:
     yield from of_items(digest, "mapping", (), name)
     for key, item in value.items():  # in its order, which a forward pass may follow
         yield key, name
-        yield item, f"{name}.{key}"
+        yield item, f"{name}.{key}" if type(key) in PLAIN else name
     digest.put("end of", len(value))
 
 
@@ -71,7 +84,8 @@ def _of_set(digest: Digest, value: set[Any] | frozenset[Any], name: str) -> Part
     """
     yield type(value), name
     labelled: dict[str, list[Any]] = {}
-    for item in value:
+    base: Any = set if issubclass(type(value), set) else frozenset
+    for item in base.__iter__(value):
         labelled.setdefault(_label(digest, item), []).append(item)
     digest.put("set", sorted((label, len(items)) for label, items in labelled.items()))
     for _, (first, *others) in sorted(labelled.items()):
@@ -88,15 +102,19 @@ def _label(digest: Digest, value: Any) -> str:
         return f"{type(value).__name__} {value!r}"
     if (order := digest.order_of(value)) is not None:
         return f"seen {order}"
-    if type(value) in (tuple, frozenset):
-        labels = [_label(digest, item) for item in value]
-        return repr(sorted(labels) if isinstance(value, frozenset) else labels)
-    if isinstance(value, Tensor) and (place := digest.place_of(value)) is not None:
+    kind = type(value)
+    if issubclass(kind, (tuple, frozenset)):
+        base: Any = tuple if issubclass(kind, tuple) else frozenset
+        labels = [_label(digest, item) for item in base.__iter__(value)]
+        return f"{kind.__qualname__} {sorted(labels) if base is frozenset else labels}"
+    if issubclass(kind, Tensor) and (place := digest.place_of(value)) is not None:
         return f"held {place} {value.storage_offset()}"
-    if isinstance(value, Enum):
-        return f"{type(value).__qualname__} {value._name_}"
-    named = value if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)) else type(value)
-    return f"{type(value).__name__} {named.__module__}.{named.__qualname__}"
+    if issubclass(kind, _VALUES) and is_library(kind):
+        return f"{kind.__qualname__} {value!r}"
+    if issubclass(kind, Enum):
+        return f"{kind.__qualname__} {value._name_}"
+    named = value if issubclass(kind, (type, types.FunctionType, types.BuiltinFunctionType)) else kind
+    return f"{kind.__name__} {module_of(named)}.{named.__qualname__}"
 
 
 def _of_builtin(digest: Digest, value: types.BuiltinFunctionType, name: str) -> Parts:
@@ -130,24 +148,27 @@ def _of_object(digest: Digest, value: Any, name: str) -> Parts:
         reducer = copyreg.dispatch_table.get(kind)  # of compiled regular expressions, for example
         reduced = value.__reduce_ex__(4) if reducer is None else reducer(value)
     except Exception:  # any class may refuse to be copied with any exception
-        if isinstance(value, Mapping) and is_library(kind):  # a read-only view
-            yield from _of_mapping(digest, value, name)
-        else:
-            digest.cannot_check(value, name)
-        return
-    if isinstance(reduced, str):
-        if not _is_found(value, reduced):
-            digest.cannot_check(value, name)
+        reduced = None
+    if type(reduced) is str and _is_found(value, reduced):
         digest.put("named", reduced)
-        return
+    elif type(reduced) is tuple and len(reduced) > 1 and type(reduced[1]) is tuple:
+        yield from _of_reduced(digest, kind, reduced, name)
+    elif issubclass(kind, Mapping) and is_library(kind):  # a read-only view
+        yield from _of_mapping(digest, value, name)
+    else:
+        digest.cannot_check(value, name)
+
+
+def _of_reduced(digest: Digest, kind: type, reduced: tuple[Any, ...], name: str) -> Parts:
+    """Yield what an object is made from, its state, and its items if it is a container."""
     made, args, *state = reduced
     yield from of_items(digest, "made from", [made, *(item for item in args if item is not kind)], name)
-    if state and isinstance(state[0], dict):
+    if state and type(state[0]) is dict and all(type(key) is str for key in state[0]):
         labels = LABELS if "transformers_version" in state[0] else set()
         yield from of_named(digest, {key: item for key, item in state[0].items() if key not in labels}, name)
         state = state[1:]
     for extra in state:
-        yield from of_items(digest, "state", extra if isinstance(extra, Iterable) else [extra], name)
+        yield from of_items(digest, "state", extra if issubclass(type(extra), Iterator) else [extra], name)
 
 
 def _is_found(value: Any, name: str) -> bool:
@@ -159,6 +180,8 @@ def _is_found(value: Any, name: str) -> bool:
 
 
 _OF_KINDS: dict[type, Callable[[Digest, Any, str], Parts]] = {
+    set: _of_set,
+    frozenset: _of_set,
     types.ModuleType: of_module,
     type: of_class,
     types.FunctionType: of_function,
@@ -166,7 +189,6 @@ _OF_KINDS: dict[type, Callable[[Digest, Any, str], Parts]] = {
     types.BuiltinFunctionType: _of_builtin,
     types.MethodType: lambda digest, value, name: of_items(digest, "method", (value.__func__, value.__self__), name),
     weakref.ref: lambda digest, value, name: of_items(digest, "reference", [value()], name),
-    weakref.WeakKeyDictionary: lambda digest, _, name: of_items(digest, "cache", (), name),  # of functools
     RemovableHandle: lambda digest, _, name: of_items(digest, "handle", (), name),  # hooks count, not their numbers
     nn.Module: of_model,
     Enum: _of_member,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from formulations.files import AnyPath
 from qcompress.budgets import LATENCY, Amount
 from qcompress.engines.base import Engine
-from qcompress.identity import Identity, identify, identify_batches
+from qcompress.identity import Identity, identify, identify_batches, once
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.options_by_layer import Offered
@@ -144,8 +145,9 @@ class Request(Arguments):
 
     def solved_by(self) -> dict[str, Any]:
         """Return everything that a solution depends on, besides the problem."""
-        solver = [self.solver.name, self.solver]
-        return {"solver": solver, "time_limit": self.time_limit, "seed": self.calibration.seed}
+        solver = once(self.solver, find=partial(identify, self.solver, "solver"))
+        limits = {"time_limit": self.time_limit, "seed": self.calibration.seed}
+        return {"solver": solver, "solver's name": self.solver.name, **limits}
 
     def judged_by(self) -> dict[str, Any]:
         """Return everything that a true loss or time, and a choice made by it, depends on, besides the choice."""

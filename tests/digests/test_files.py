@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from qcompress.digests.libraries import _edition_of_package
 from tests.digests.test_identity import digest
 
 Imported = Callable[..., ModuleType]
@@ -47,16 +48,26 @@ def test_an_attribute_that_is_set_from_outside_counts(imported: Imported) -> Non
     assert digest(run) != before
 
 
-def test_a_module_that_is_passed_on_counts_by_its_file(imported: Imported) -> None:
+PASSING_ON = [
+    "import losses_of_mine as l\ndef run(x, name): return getattr(l, name)(x)",
+    "import losses_of_mine as l\nTASKS = {'a': l}\ndef run(x): return TASKS['a'].loss(x)",
+    "import losses_of_mine as l\ndef act(m, x): return m.loss(x)\ndef run(x): return act(l, x)",
+    "def run(x, name):\n import losses_of_mine as l\n return getattr(l, name)(x)",
+    "def run(x):\n from losses_of_mine import loss\n return loss(x)",
+]
+
+
+@pytest.mark.parametrize("source", PASSING_ON)
+def test_what_a_module_that_is_passed_on_imports_counts(imported: Imported, source: str) -> None:
     found = []
     for scale in (1, 1, 2):
-        imported(f"SCALE = {scale}", "settings_of_mine")
-        source = "import settings_of_mine as s\ndef run(x, name): return getattr(s, name)"
+        imported(f"SCALE = {scale}", "core_of_mine")
+        imported("from core_of_mine import SCALE\ndef loss(x): return x * SCALE", "losses_of_mine")
         found.append(digest(imported(source).run))
     assert found[0] == found[1] != found[2]
 
 
-def test_a_module_that_a_model_holds_counts_by_its_plain_values_and_its_file(imported: Imported) -> None:
+def test_a_module_that_a_model_holds_counts_with_all_that_it_holds(imported: Imported) -> None:
     model = nn.Linear(1, 1)
     found = []
     for source in ("SCALE = 1", "SCALE = 1", "SCALE = 2", "SCALE = 1\ndef act(x): return x"):
@@ -79,14 +90,19 @@ def act(x): return x * {}
 
 @pytest.fixture
 def library(tmp_path: Path, imported: Imported) -> Callable[[float], Any]:
-    """Function that imports an installed module with a number in it."""
+    """Function that imports an installed module with a number in it, which is also in its list of files."""
     record = tmp_path / "a_library-1.0.dist-info"
     record.mkdir()
-    (record / "RECORD").write_text("a_library.py,,\na_library-1.0.dist-info/RECORD,,\n")
-    return lambda scale: imported(LIBRARY.format(scale), "a_library")
+
+    def install(scale: float) -> Any:
+        (record / "RECORD").write_text(f"a_library.py,sha256={scale},\na_library-1.0.dist-info/RECORD,,\n")
+        _edition_of_package.cache_clear()
+        return imported(LIBRARY.format(scale), "a_library")
+
+    return install
 
 
-def test_code_of_a_library_counts_by_its_file(library: Callable[[float], Any]) -> None:
+def test_code_of_a_library_counts_as_it_is_installed(library: Callable[[float], Any]) -> None:
     assert digest(library(1).act) == digest(library(1).act) != digest(library(2).act)
 
 

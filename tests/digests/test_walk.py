@@ -1,10 +1,12 @@
 """The walk ends on whatever values refer to each other, and knows whose a module is."""
 
+import functools
 import importlib
 import site
 import sys
 import sysconfig
 import types
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qcompress.digests.libraries import is_library, is_library_module
-from qcompress.identity import identify
+from qcompress.identity import identify, identify_batches
 from tests.digests.test_identity import compiled, digest
 from tests.models import Residual, seeded
 
@@ -169,3 +171,92 @@ def test_packages_that_an_installation_elsewhere_recorded_are_libraries(
     installed, own = map(importlib.import_module, ("recorded_elsewhere", "beside_the_recorded"))
     assert is_library(installed.called)
     assert not is_library(own.called)
+
+
+class Hostile:
+    """Fails or lies when it is asked what it is made of."""
+
+    def __init__(self, reduced: Any) -> None:
+        self._reduced = reduced
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._reduced
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("reduced", [None, 5, (), (int,), (int, None), "a name"])
+def test_objects_that_cannot_be_read_are_named(reduced: Any) -> None:
+    assert identify(Hostile(reduced), "held").unchecked == ("held: Hostile",)
+    assert identify({Hostile(reduced): 1}, "held").unchecked == ("held: Hostile",)
+
+
+class StateOfTensor:
+    """Is copied by a number in a tensor."""
+
+    def __init__(self, number: float) -> None:
+        self.number = torch.tensor(number)
+
+    def __getstate__(self) -> Tensor:
+        return self.number
+
+
+def test_any_state_counts() -> None:
+    class Mapped(StateOfTensor):
+        def __getstate__(self) -> Any:
+            return {0: float(self.number)}
+
+    for kind in (StateOfTensor, Mapped):
+        assert digest(kind(1.0)) == digest(kind(1.0)) != digest(kind(2.0))
+
+
+def test_layouts_operators_and_sets_of_values_are_known_by_their_texts() -> None:
+    values = [torch.contiguous_format, torch.channels_last, torch.strided, torch.ops.aten.relu, torch.ops.aten.abs]
+    assert len({digest(value) for value in values}) == len(values)
+    sets = [{torch.float32, torch.int8}, {torch.float32, torch.int16}, {Path("a"), Path("b")}, {Path("a"), Path("c")}]
+    assert len({digest(value) for value in sets}) == len(sets)
+
+
+def test_a_module_that_stands_in_two_places_counts_in_both() -> None:
+    def blocks(order: str) -> nn.Module:
+        torch.manual_seed(0)
+        found = {"a": nn.Linear(2, 2), "b": nn.Linear(2, 2), "r": nn.ReLU()}
+        return nn.Sequential(*(found[name] for name in order))
+
+    orders = ["aba", "abb", "ab", "abab", "arb", "arbr"]
+    assert len({digest(blocks(order)) for order in orders}) == len(orders)
+
+
+def test_the_mode_counts_of_a_module_that_a_function_holds() -> None:
+    def loss(training: bool) -> Callable[[Tensor], Tensor]:
+        judge = nn.Sequential(nn.Dropout()).train(training)
+        return lambda output: judge(output)
+
+    assert digest(loss(True)) == digest(loss(True)) != digest(loss(False))
+    assert digest(nn.Dropout().train()) == digest(nn.Dropout().eval())  # a model runs in evaluation mode
+
+
+def test_weak_mappings_and_methods_of_any_kind_count() -> None:
+    key = compiled("def run(x): return x")
+    assert digest(weakref.WeakKeyDictionary({key: 1})) != digest(weakref.WeakKeyDictionary({key: 2}))
+
+    def having(scale: float) -> type:
+        called = functools.partialmethod(lambda self, k: k, k=scale)
+        return type("Made", (), {"__call__": called, "__module__": "a_users_module"})
+
+    assert digest(having(1.0)) == digest(having(1.0)) != digest(having(2.0))
+
+
+def test_the_environment_is_named() -> None:
+    for source in (
+        "from os import environ\ndef run(x): return environ[x]",
+        "import os\ndef run(x): return os.environ[x]",
+    ):
+        assert identify(compiled(source), "loss").unchecked == ("loss.environ: what it finds when it runs",)
+
+
+def test_classes_are_read_once_for_all_batches() -> None:
+    assert identify_batches([torch.ones(1), torch.ones(1)]) != identify_batches([torch.ones(1)])
+    twice, apart = [[each, each] for each in ([1], [2])], [[[1], [1]], [[2], [2]]]
+    assert identify_batches(twice) == identify_batches(twice) != identify_batches(apart)

@@ -27,6 +27,7 @@ from qcompress import (
     solve,
 )
 from qcompress.errors import DataError, ModelError, OptionsError
+from qcompress.measuring.progress import MeasureProgress
 from qcompress.model.losses import KullbackLeibler, Loss, MeanSquaredError
 from solvers import Solution, judge
 from tests.measurements import KINDS
@@ -284,6 +285,29 @@ def test_without_pair_terms_the_rounds_have_none_either(
         refine(model, data, measurement, problem, solve(problem).choice, rounds=1)  # type: ignore[arg-type]
         assert set(solved) == {pairs}
         solved.clear()
+
+
+def test_rounds_that_save_what_they_measured_do_not_meet_each_others_sums(
+    measurement: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", -1.0)
+    model, data, cache = seeded(Residual), batches(), tmp_path / "refined.json"
+    wrong = replace(measurement, cost=-measurement.cost, factor=np.zeros_like(measurement.factor))
+    problem = formulate(wrong, {"bytes": 0.5})
+    start = solve(problem, "brute-force").choice
+    assert start is not None
+    whole, told = refine(model, data, wrong, problem, start, rounds=4), [0]
+
+    def cut(progress: MeasureProgress) -> None:
+        told[0] += 1
+        if told[0] == len(data) + 1:  # in the second round
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refine(model, data, wrong, problem, start, rounds=4, cache=cache, on_progress=cut)
+    again = refine(model, data, wrong, problem, start, rounds=4, cache=cache)
+    assert (again.choice.tolist(), again.steps, again.complete) == (whole.choice.tolist(), whole.steps, whole.complete)
+    assert [own.name for own in tmp_path.iterdir()] == ["refined.json"]
 
 
 def test_what_a_round_brought_is_kept_when_the_run_is_cut_on_hearing_of_it(
