@@ -228,7 +228,7 @@ WITHOUT_EFFECT = {
 
 QUICK = (
     "data", "minimize", "options", "loss", "measurement", "target", "batch_norm_data", "rounds", "refine_rounds",
-    "evaluate", "on_round",
+    "evaluate", "on_round", "finetune_steps", "validation",
 )  # fmt: skip
 """One argument of every step, and one that changes nothing; the others lead through the same steps again."""
 

@@ -23,8 +23,8 @@ from tests.engines.toy import Toy
     "transform",
     [
         PruneQuantize(3, compensated=True),
-        pytest.param(GroupWise(4, group_size=4), marks=pytest.mark.slow),
-        pytest.param(PruneFilters(4, 1), marks=pytest.mark.slow),
+        GroupWise(4, group_size=4),
+        PruneFilters(4, 1),
         LowRank(ranks=(2,)),
         IntegerProduct(dynamic=True),
     ],

@@ -230,13 +230,20 @@ def _translations_kept() -> Iterator[None]:
     """Let PyTorch's exporter use one table of translations, which takes a second to make, for all exports.
 
     The exporter makes it anew in every export. It depends on the opset and on which libraries of operators are loaded.
+    Another version of PyTorch may keep it elsewhere; then nothing is saved.
     """
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    registry: Any = ONNXRegistry
-    making, unchanged = registry.from_torchlib, vars(registry)["from_torchlib"]
+        registry: Any = ONNXRegistry
+        making, unchanged = registry.from_torchlib, vars(registry)["from_torchlib"]
+    except (ImportError, AttributeError, KeyError):
+        yield
+        return
 
-    def kept(**settings: Any) -> Any:
+    def kept(*given: Any, **settings: Any) -> Any:
+        if given:
+            return making(*given, **settings)
         table = copy.copy(_translations(making, frozenset(torch.ops.loaded_libraries), **settings))
         table.functions = {target: list(functions) for target, functions in table.functions.items()}
         return table

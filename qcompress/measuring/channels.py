@@ -238,6 +238,10 @@ class ChannelCandidates(Candidates):
         sizes = zip(reading, removals.transforms, strict=True)
         self._all_fit = sum(size * (len(options) - 1) for size, options in sizes) <= room_on(device_of(model))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what each process works out for itself."""
+        return {**self.__dict__, "_put": {}}
+
     def _reading(self, item: CoupledSet) -> dict[str, Tensor]:
         """The tensors that read a set, by name."""
         return {axis.tensor: self._tensors[axis.tensor] for axis in item.axes if axis.reads}

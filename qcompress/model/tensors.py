@@ -200,7 +200,7 @@ def byte_tensor(tensor: Tensor) -> Tensor:
     >>> byte_tensor(torch.tensor([[1, 2]], dtype=torch.int16).T[:1])  # a single number, two apart from the next
     tensor([1, 0], dtype=torch.uint8)
     """
-    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # a tensor of one element may have any stride
 
 

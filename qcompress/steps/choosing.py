@@ -272,6 +272,7 @@ def guard_choice(
                 calibration.model, measurement, request.kept, calibration.data, loss=calibration.loss,
                 forward=calibration.forward,
                 first=[proposal for proposal in within if judged_by.evaluate(proposal.choice).feasible],
+                on_encode=run.watched(request.on_encode),
             )  # fmt: skip
         return guard(measurement, judged_by, within, seen, base=base, **finite)
 

@@ -74,7 +74,10 @@ def apply_choice(
     data: Iterable[Any] = request.data
 
     def make(part: Path | None) -> nn.Module:
-        return apply(calibration.model, measurement, solution, forward=calibration.forward, data=data, folder=part)
+        return apply(
+            calibration.model, measurement, solution, forward=calibration.forward, data=data, folder=part,
+            on_encode=run.watched(request.on_encode),
+        )  # fmt: skip
 
     if run.path is None:
         with run.timed("apply"):

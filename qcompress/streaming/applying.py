@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from qcompress.compressed.chosen_weights import chosen_model, write_codes
 from qcompress.errors import DataError, OptionsError
 from qcompress.identity import identify_batches
 from qcompress.measurement import Measurement
+from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.streamed.resume_folder import claim
 from qcompress.measuring.streamed.supported import require_supported
 from qcompress.measuring.streamed.sweep import BlockSweep
@@ -27,7 +28,7 @@ from qcompress.model.chain import without_cache
 from qcompress.model.modes import outside_modes
 from qcompress.model.opened import Opened, opened_of
 from qcompress.model.steady import steady
-from qcompress.streaming.encoding import encoded, loaded, need_inputs, units_of
+from qcompress.streaming.encoding import encoded, loaded, need_inputs, reporter, units_of
 from qcompress.transforms.base import Transform
 from qcompress.transforms.own_code import code_of
 from solvers import Solution
@@ -45,6 +46,7 @@ def apply(
     forward: forwards.Forward | None = None,
     data: Iterable[Any] | None = None,
     folder: AnyPath | None = None,
+    on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> in_memory.Model:
     """Return a compressed copy of ``model``, in evaluation mode; the original is not modified.
 
@@ -58,6 +60,7 @@ def apply(
         data: for an opened model, batches that compensated codes are fitted to; its measurement does not contain them.
         folder: for an opened model, the folder to which the codes are written block by block; by default a temporary
             one that is deleted together with the model. Blocks written by an interrupted earlier call are reused.
+        on_encode: for an opened model, called after every block has been encoded.
 
     Raises:
         ModelError: the model is not the measured one, cannot be copied (see
@@ -75,12 +78,13 @@ def apply(
     True
     """
     if opened_of(model) is None:
-        if data is not None or folder is not None:
-            raise OptionsError("data= and folder= are for models that are read block by block, see open_model()")
+        if data is not None or folder is not None or on_encode is not None:
+            given = "data=, folder= and on_encode="
+            raise OptionsError(f"{given} are for models that are read block by block, see open_model()")
         return in_memory.apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
     if batch_norm_data is not None:
         raise OptionsError("batch-norm statistics cannot be re-estimated in an opened model")
-    return _apply_opened(model, measurement, solution, forward, data, folder)  # type: ignore[return-value]
+    return _apply_opened(model, measurement, solution, forward, data, folder, on_encode)  # type: ignore[return-value]
 
 
 def _apply_opened(
@@ -90,6 +94,7 @@ def _apply_opened(
     forward: forwards.Forward | None,
     data: Iterable[Any] | None,
     folder: AnyPath | None,
+    on_encode: Callable[[EncodeProgress], None] | None,
 ) -> nn.Module:
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
@@ -115,12 +120,14 @@ def _apply_opened(
             sweep = BlockSweep(model, opened, data or (), steady(forward), Path(states))
             for _ in sweep.forward():
                 pass
+        report = reporter(measurement, on_encode)
         for unit in todo:
             with loaded(opened, unit):
                 codes = encoded(model, measurement, unit, wanted, sweep)
             write_codes(
                 _file(path, unit.name), {measurement.parts[part].name: arrays for (part, _), arrays in codes.items()}
             )
+            report(unit, codes)
     chosen = chosen_model(model, measurement, transforms, path)
     if folder is None:
         weakref.finalize(chosen, shutil.rmtree, path, ignore_errors=True)

@@ -1,13 +1,15 @@
 """Encode the chosen options of an opened model, block by block."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qcompress.measurement import Measurement
+from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.streamed.inputs import inputs_of
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.opened import Opened
@@ -53,6 +55,30 @@ def need_inputs(measurement: Measurement, wanted: Mapping[int, Sequence[Transfor
         for target in (measurement.parts[part].target,)
         for transform in transforms
     )
+
+
+def reporter(measurement: Measurement, tell: Callable[[EncodeProgress], None] | None) -> Callable[[Unit, Codes], None]:
+    """Return a function to call with every unit when it is encoded, which reports the progress to ``tell``."""
+    start, weights = time.perf_counter(), [part.target.num_weights for part in measurement.parts]
+    done: list[int] = []
+
+    def report(unit: Unit, codes: Codes) -> None:
+        done.extend(unit.parts)
+        if tell is None or not done:
+            return
+        elapsed_s, encoded_weights = time.perf_counter() - start, sum(weights[part] for part in done)
+        tell(
+            EncodeProgress(
+                part=measurement.parts[done[-1]].name,
+                parts=len(done),
+                total_parts=len(weights),
+                elapsed_s=elapsed_s,
+                remaining_s=elapsed_s / encoded_weights * (sum(weights) - encoded_weights),
+                size_bytes=sum(tensor.nbytes for arrays in codes.values() for tensor in arrays.values()),
+            )
+        )
+
+    return report
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
+from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
@@ -21,7 +22,7 @@ from qcompress.model.losses import Loss
 from qcompress.model.opened import Opened, opened_of
 from qcompress.model.padding import padding_named
 from qcompress.model.steady import steady
-from qcompress.streaming.encoding import Codes, Unit, encoded, loaded, need_inputs, units_of
+from qcompress.streaming.encoding import Codes, Unit, encoded, loaded, need_inputs, reporter, units_of
 from qcompress.transforms.base import Keep, Transform
 
 Choice = tuple[Transform, ...]
@@ -38,6 +39,7 @@ def losses_of(
     *,
     loss: Loss,
     forward: forwards.Forward | None = None,
+    on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> list[list[NDArray[np.float64]] | None]:
     """For every choice, the loss increase of every sample, ``(rows, positions)``; None where it is not finite.
 
@@ -49,6 +51,7 @@ def losses_of(
         data: batches that compensated codes are fitted to.
         loss: the loss, relative to the original's outputs.
         forward: how to run a batch.
+        on_encode: called after every block has been encoded and run.
     """
     opened, run = opened_of(model), steady(forward)
     assert opened is not None  # noqa: S101
@@ -69,7 +72,9 @@ def losses_of(
                 pass
         sweep = BlockSweep(model, opened, kept, run, Path(folder))
         outside, *blocks = units_of(opened, measurement)
+        report = reporter(measurement, on_encode)
         around = encoded(model, measurement, outside, wanted, calibrating)
+        report(outside, around)
         runs: list[Choice | None] = [None, *choices]
         for number, choice in enumerate(runs):
             weights = weights_of_choice(model, measurement, outside, around, choice)
@@ -77,7 +82,7 @@ def losses_of(
                 for sample in range(len(sweep)):
                     put(sweep.hidden(0, sample))
         for unit in blocks:
-            _through(model, opened, measurement, unit, wanted, calibrating, sweep, runs)
+            report(unit, _through(model, opened, measurement, unit, wanted, calibrating, sweep, runs))
         return [
             _rises(model, sweep, number, weights_of_choice(model, measurement, outside, around, choice), loss)
             for number, choice in enumerate(choices, start=1)
@@ -93,8 +98,8 @@ def _through(
     calibrating: BlockSweep | None,
     sweep: BlockSweep,
     runs: Sequence[Choice | None],
-) -> None:
-    """Run the samples of all choices, and of the original, through one block."""
+) -> Codes:
+    """Run the samples of all choices, and of the original, through one block; return the codes of all choices."""
     assert unit.block is not None  # noqa: S101
     with loaded(opened, unit):
         codes = encoded(model, measurement, unit, wanted, calibrating)
@@ -105,6 +110,7 @@ def _through(
                 for sample in range(len(sweep)):
                     put(sweep.through(unit.block, sample, before.read(sample)))
             before.delete()
+    return codes
 
 
 def _rises(

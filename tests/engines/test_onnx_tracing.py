@@ -1,5 +1,6 @@
 """Graphs of recurrent layers: their weights are constants for ONNX Runtime, under their own names in the file."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,9 @@ def test_the_exporters_table_of_translations_is_made_once_and_no_export_changes_
     assert onnx_tracing._translations.cache_info().misses == made > 0
     assert graphs[1] == graphs[2]
     assert vars(ONNXRegistry)["from_torchlib"] is unchanged
+
+
+def test_an_exporter_that_keeps_its_translations_elsewhere_makes_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.onnx._internal.exporter._registration", None)
+    with onnx_tracing._translations_kept():
+        pass

@@ -19,10 +19,11 @@ COMPLEX = torch.tensor([1 + 2j, 3 - 4j])
         (torch.ones(1).expand(3), torch.ones(3)),
         (COMPLEX.conj(), torch.tensor([1 - 2j, 3 + 4j])),
         (COMPLEX.conj().imag, torch.tensor([-2.0, 4.0])),
+        (COMPLEX[:1].conj().imag, torch.tensor([-2.0])),
         (torch.tensor(True), torch.tensor(True)),
         (torch.zeros(0, 3), torch.zeros(0, 3)),
     ],
-    ids=["one element", "transposed", "expanded", "conjugate", "negative", "bool", "empty"],
+    ids=["one element", "transposed", "expanded", "conjugate", "negative", "negative element", "bool", "empty"],
 )
 def test_the_bytes_of_a_view_are_those_of_its_copy(tensor: Tensor, copy: Tensor) -> None:
     assert bytes(bytes_of(tensor)) == copy.numpy().tobytes()

@@ -105,6 +105,20 @@ def test_losses_of_several_choices_are_those_in_memory(case: tuple[Path, Any, An
         np.testing.assert_allclose(found(proposal).mean, expected(proposal).mean, rtol=1e-4)
 
 
+def test_encoding_choices_of_an_opened_model_is_reported(case: tuple[Path, Any, Any]) -> None:
+    folder, measured, streamed = case
+    choice, told = random_choice(measured, 1), []  # type: ignore[var-annotated]
+    proposal = Proposal(name="one", choice=np.array(choice))
+    OpenedKeptLoss(open_model(folder), streamed, data(), data(), loss=as_loss("kl"), on_encode=told.append)(proposal)
+    guarded = len(told)
+    qcompress.apply(open_model(folder), streamed, solution(choice), data=data(), on_encode=told.append)
+    for reports in (told[:guarded], told[guarded:]):
+        parts = [progress.parts for progress in reports]
+        assert parts == sorted(set(parts))
+        assert parts[-1] == reports[-1].total_parts == len(streamed.parts)
+        assert reports[-1].remaining_s == 0
+
+
 def test_proposals_go_through_the_blocks_together(case: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, measured, streamed = case
     proposals = [Proposal(name=str(seed), choice=np.array(random_choice(measured, seed))) for seed in range(3)]

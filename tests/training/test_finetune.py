@@ -61,7 +61,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", slow_but(["quantized", "factored"], OPTIONS))
+@pytest.mark.parametrize("name", slow_but(["quantized", "composed"], OPTIONS))
 def test_the_loss_falls_and_the_compression_stays(name, dtype, data, tmp_path):
     original, data = network().to(dtype), [batch.to(dtype) for batch in data]
     small = compressed(original, data, OPTIONS[name])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.column_blocks import MAX_INPUTS
 
 PASSES = 7.0  # forward of a block: one, one for moments, one again, three for the backward pass, one for single options
+COLUMNS = 256  # columns of what is encoded to compile kernels
 ROWS = 64  # rows of each layer's weight that are encoded for the forecast
 
 
@@ -49,40 +51,49 @@ def forecast_seconds(
 
 
 def _encoding_s(modules: Mapping[str, nn.Module], offered: Offered) -> float:
-    """Return the seconds to encode the options of layers, each weight once."""
-    weights = {
-        id(layers.weight_of(module)): (name, module)
-        for name, module in modules.items()
-        if layers.kind_of(module) is not None and not layers.why_unsupported(module) and not offered.left_out(name)
-    }
-    return sum(_layers_encoding_s(module, offered.options(name)) for name, module in weights.values())
+    """Return the seconds to encode the options of layers, each weight once, as that of its first layer."""
+    weights: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in modules.items():
+        if layers.kind_of(module) is not None and not layers.why_unsupported(module) and not offered.left_out(name):
+            weights.setdefault(id(layers.weight_of(module)), (name, module))
+    of_inputs_s: dict[tuple[int, Options], float] = {}
+    return sum(_layers_encoding_s(module, offered.options(name), of_inputs_s) for name, module in weights.values())
 
 
-def _layers_encoding_s(module: nn.Module, options: Options) -> float:
+def _layers_encoding_s(module: nn.Module, options: Options, of_inputs_s: dict[tuple[int, Options], float]) -> float:
     """Return the seconds to encode a layer's options, extrapolated from some of its rows.
 
     Compensation takes as long whatever the second moments are. Those of other layers than linear ones have other forms,
     and their options are rounded to nearest here.
+
+    Args:
+        module: the layer.
+        options: its options.
+        of_inputs_s: (number of inputs, options) → seconds for what depends on the inputs alone; added to.
     """
     rows = layers.to_rows(module, layers.weight_of(module).detach())
-    width = rows.shape[1]
-
-    def target(channels: int) -> Target:
-        kind, linear = type(module).__name__, isinstance(module, nn.Linear)
-        return Target(layer=kind, channels=channels, per_channel=width, dtype=rows.dtype, macs=0.0, common_input=linear)
-
-    calibrated = width <= MAX_INPUTS and isinstance(module, nn.Linear) and options.need_moments(target(len(rows)))
+    width, linear = rows.shape[1], isinstance(module, nn.Linear) or layers.has_inputs_first(module)
+    whole = Target(
+        layer=layers.kind_name(module), channels=len(rows), per_channel=width, dtype=rows.dtype, macs=0.0,
+        common_input=linear,
+    )  # fmt: skip
+    calibrated = linear and width <= MAX_INPUTS and options.need_moments(whole)
     options = options if calibrated else options.uncalibrated()
 
-    def first() -> Weight:
-        return Weight(rows[:1], target(1), torch.eye(width) if calibrated else None)
+    def one_row(columns: int) -> Weight:
+        target = replace(whole, channels=1, per_channel=columns)
+        return Weight(rows[:1, :columns], target, torch.eye(columns) if calibrated else None)
 
     def seconds(weight: Weight) -> float:
         start = time.perf_counter()
         options.for_weight(weight)
         return time.perf_counter() - start
 
-    seconds(first())  # compiled on first use
-    of_inputs_s = seconds(known := first())  # what is worked out once for all rows
-    few = rows[:ROWS]
-    return of_inputs_s + seconds(known.block(few, target(len(few)))) * len(rows) / len(few)
+    seconds(one_row(min(width, COLUMNS)))  # compiled on first use
+    known, few = one_row(width), rows[:ROWS]
+    inputs_s = seconds(known)  # what is worked out once for all rows
+    rows_s = seconds(known.block(few, replace(whole, channels=len(few)))) * len(rows) / len(few)
+    if (width, options) in of_inputs_s:
+        return rows_s
+    of_inputs_s[width, options] = inputs_s
+    return inputs_s + rows_s

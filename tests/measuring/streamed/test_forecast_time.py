@@ -20,7 +20,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch, module: nn.Module, options: Options
         return ()
 
     monkeypatch.setattr(Options, "for_weight", noted)
-    assert forecast_time._layers_encoding_s(module, options) >= 0
+    assert forecast_time._layers_encoding_s(module, options, {}) >= 0
     return found
 
 
@@ -33,7 +33,7 @@ def test_compensation_is_part_of_the_forecast(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_weight_that_two_layers_share_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
-    monkeypatch.setattr(forecast_time, "_layers_encoding_s", lambda module, options: 1.0)
+    monkeypatch.setattr(forecast_time, "_layers_encoding_s", lambda module, options, known: 1.0)
     offered = Offered.of(prune_quantize(bits=(4,), sparsity=(0,)))
     assert forecast_time._encoding_s({"a": first, "b": second}, offered) == 2
     second.weight = first.weight
