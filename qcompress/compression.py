@@ -1,5 +1,6 @@
 """`compress`: from measuring to the report in one call. An interrupted call can be resumed."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -201,8 +202,10 @@ def compress(
     True
     """
     arguments = Arguments(**locals())
-    request, run = _checked(arguments)
-    with identified_once(), padding_named(request.kept, "validation"), padding_named(request.data):
+    with identified_once(), contextlib.ExitStack() as stack:
+        request, run = _checked(arguments)
+        stack.enter_context(padding_named(request.kept, "validation"))
+        stack.enter_context(padding_named(request.data))
         request = steps.hold_out_samples(request, run)
         if request.rounds > 1:
             return steps.compress_in_rounds(
@@ -246,10 +249,10 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         model=given.model, data=given.data, forward=given.forward, loss=as_loss(given.loss), seed=given.seed
     )
     budget, loss_limit = split_loss(given.budget, given.minimize, calibration.loss.name)
-    known = [*KNOWN, *(() if given.measurement is None else given.measurement.resources)]
-    require_known(budget, dict.fromkeys(known))
+    require_known(budget, dict.fromkeys([*KNOWN, *(() if given.measurement is None else given.measurement.resources)]))
     steps.require_for_channels(given)
     steps.require_storable(given)
+    calibration.note_identities(given.folder)
     engine = targeting.engine_for(calibration, given.target, given.output, given.budget, given.folder)
     if given.measurement is not None:
         _require_fitting(calibration, given.measurement, (given.options, given.skip or None, given.only))

@@ -77,7 +77,7 @@ def identified_once() -> Iterator[None]:
 
 
 def once(value: Any, *more: Hashable, find: Callable[[], Identity]) -> Identity:
-    """Return the identity of an object, found before or by ``find()``; ``more`` is what it depends on besides.
+    """Return the identity of an object, found before or by ``find()``; ``more`` is what else it depends on.
 
     >>> steps = []
     >>> with identified_once():
@@ -116,7 +116,8 @@ def identify_read(model: nn.Module, source: Any, weights: str, name: str = "mode
         name: name of the model in `Identity.unchecked`.
     """
     digest = Digest()
-    digest.is_new(source)  # so that it is passed over
+    digest.is_new(model)
+    digest.is_new(source)  # so that only its order is added
     digest.put(weights)
     digest.hold(model.parameters())
     add(digest, of_layers(digest, model, name))

@@ -178,9 +178,9 @@ def refine(
     true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
     calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)
     if file is not None:
-        of_solver = once(solver, find=partial(identify, solver))
+        of_solver = once(solver, find=partial(identify, solver)).digest
         solved_by = [problem.fingerprint(), start, solver.name, of_solver, time_limit, seed, measurement.method, code]
-        key = identify([solved_by, calibration.identities()]).digest
+        key = identify([solved_by, calibration.digests()]).digest
     part = None if file is None else file.with_name(f"{file.name}.part")
     if file is not None and file.exists():
         best = _load(file, key)

@@ -24,7 +24,7 @@ PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), type(...)}
 """Kinds of values that are known by their text."""
 
 _READING_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-_READING = {*_READING_GLOBALS, "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
+_READING = {*_READING_GLOBALS, "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "LOAD_ATTR"}
 _BY_TEXT = {"globals", "eval", "exec", "__import__", "open"}
 """Builtins that find what only a run of the code shows."""
 
@@ -35,10 +35,7 @@ _ANY_ATTRIBUTE = {"getattr", "vars", "__dict__"}
 """Names by which code takes attributes of modules that it does not name."""
 
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-_METHODS = (
-    types.FunctionType, staticmethod, classmethod, property, functools.partial, functools.partialmethod,
-    type(functools.cache(len)),
-)  # fmt: skip
+_METHODS = (staticmethod, classmethod, property, functools.cached_property, functools.partialmethod)
 _OF_ENUMERATIONS = frozenset(vars(Flag("Made", ()))) - {"_boundary_"}
 """Attributes that Python sets in enumerations; members are in one of them, and are added apart."""
 
@@ -49,7 +46,9 @@ _MADE_BY_LIBRARIES = {"_abc_impl", "_backward_cls", "_autograd_function_id"}
 def of_function(digest: Digest, value: types.FunctionType, name: str) -> Parts:
     """Yield what a function is made of and what it takes by a name."""
     if is_library(value):  # for example the inner function of a decorator around a user's function
-        _put_origin(digest, "function", value)
+        _put_library_function(digest, value)
+        if "<locals>" in value.__code__.co_qualname:
+            yield from of_items(digest, "defaults", (value.__defaults__, value.__kwdefaults__), name)
         yield from of_named(digest, _closed_over(value), name)
         yield from of_named(digest, {key: item for key, item in vars(value).items() if key != "_clear_cache"}, name)
         return
@@ -73,7 +72,7 @@ def of_function(digest: Digest, value: types.FunctionType, name: str) -> Parts:
     passed = _passed_on(code)
     for word, item in sorted(taken.items()):
         if isinstance(item, types.ModuleType) and word not in passed:
-            yield from _of_attributes_read(digest, item, words, f"{name}.{word}")
+            yield from _of_attributes_read(digest, item, words, passed, f"{name}.{word}")
         else:
             yield item, f"{name}.{word}"
 
@@ -89,7 +88,7 @@ def of_code(digest: Digest, value: types.CodeType, name: str) -> Parts:
 def of_class(digest: Digest, value: type, name: str) -> Parts:
     """Yield what a class of the user is made of, or what users have put into a class of a library."""
     if is_library(value):
-        _put_origin(digest, "class", value)
+        digest.put("class", module_of(value), value.__qualname__, edition_of(module_of(value)))
         own = {key: item for key, item in vars(value).items() if _is_own_function(item)}
         yield from of_named(digest, own, name)
         yield from of_items(digest, "bases", [base for base in value.__mro__[1:] if not is_library(base)], name)
@@ -101,7 +100,7 @@ def of_class(digest: Digest, value: type, name: str) -> Parts:
         made = made | _OF_ENUMERATIONS | set(value._member_map_)
         yield dict(value._member_map_), name
     kept = {key: item for key, item in vars(value).items() if key not in made and not isinstance(item, _DESCRIPTORS)}
-    kept = {key: item for key, item in kept.items() if isinstance(item, _METHODS) or not _is_pythons(key)}
+    kept = {key: item for key, item in kept.items() if _is_method(item) or not _is_pythons(key)}
     yield from of_named(digest, {key: _inside(item) for key, item in kept.items()}, name)
 
 
@@ -109,7 +108,8 @@ def of_module(digest: Digest, value: types.ModuleType, name: str) -> Parts:
     """Yield what a module of the user gives to code that may take anything from it."""
     digest.put("module", value.__name__)
     if not is_library_module(value, value.__name__):
-        yield from of_named(digest, {key: item for key, item in vars(value).items() if not _is_pythons(key)}, name)
+        held = {key: item for key, item in vars(value).items() if _is_method(item) or not _is_pythons(key)}
+        yield from of_named(digest, held, name)
 
 
 def names_in(code: types.CodeType) -> set[str]:
@@ -154,12 +154,12 @@ def _finding_by_text(read: set[str], words: set[str], taken: Mapping[str, Any]) 
 
 
 def _passed_on(code: types.CodeType) -> set[str]:
-    """Return the names of globals and closed-over variables that code does not only take attributes of.
+    """Return the names of globals, closed-over variables and attributes that code does not only take attributes of.
 
     >>> def run(name):
     ...     return torch.relu, getattr(helpers, name)
     >>> sorted(_passed_on(run.__code__))
-    ['getattr', 'helpers']
+    ['getattr', 'helpers', 'relu']
     """
     return {
         first.argval
@@ -202,8 +202,12 @@ def _steps(code: types.CodeType) -> tuple[dis.Instruction, ...]:
     return tuple(step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG")
 
 
-def _put_origin(digest: Digest, kind: str, value: Any) -> None:
-    digest.put(kind, module_of(value), value.__qualname__, edition_of(module_of(value)))
+def _put_library_function(digest: Digest, value: types.FunctionType) -> None:
+    """Put where the code of a function is from, as `functools.wraps` gives it the names of another one."""
+    origin, code = value.__globals__.get("__name__") or "", value.__code__
+    digest.put("function", origin, code.co_qualname, edition_of(origin))
+    if not code.co_filename.startswith("<"):
+        digest.put(code.co_firstlineno, code.co_code, code.co_names)  # which tell lambdas apart
 
 
 def _closed_over(function: types.FunctionType) -> dict[str, Any]:
@@ -219,7 +223,9 @@ def _closed_over(function: types.FunctionType) -> dict[str, Any]:
     return found
 
 
-def _of_attributes_read(digest: Digest, module: types.ModuleType, words: set[str], name: str) -> Parts:
+def _of_attributes_read(
+    digest: Digest, module: types.ModuleType, words: set[str], passed: set[str], name: str
+) -> Parts:
     """Yield the attributes that are taken from a module of the user, and from the user's modules in it."""
     waiting, met = [(module, name)], set()
     while waiting:
@@ -231,9 +237,9 @@ def _of_attributes_read(digest: Digest, module: types.ModuleType, words: set[str
         if words & _ANY_ATTRIBUTE:
             yield place, called
             continue
-        for word in sorted(words & vars(place).keys()):
+        for word in sorted((words | {"__getattr__"}) & vars(place).keys()):
             item = vars(place)[word]
-            if isinstance(item, types.ModuleType):
+            if isinstance(item, types.ModuleType) and word not in passed:
                 waiting.append((item, f"{called}.{word}"))
             else:
                 digest.put(word)
@@ -248,6 +254,10 @@ def _without_text(function: types.FunctionType) -> types.CodeType:
     return code.replace(co_consts=(None, *code.co_consts[1:]))
 
 
+def _is_method(value: Any) -> bool:
+    return callable(value) or isinstance(value, _METHODS)
+
+
 def _is_own_function(value: Any) -> bool:
     function = _inside(value)
     return isinstance(function, types.FunctionType) and not is_library(function)
@@ -258,8 +268,8 @@ def _inside(value: Any) -> Any:
     if isinstance(value, (staticmethod, classmethod)):
         return [type(value), value.__func__]
     if isinstance(value, property):
-        return [property, value.fget, value.fset]
-    return [functools.cached_property, value.func] if isinstance(value, functools.cached_property) else value
+        return [type(value), value.fget, value.fset]
+    return [type(value), value.func] if isinstance(value, functools.cached_property) else value
 
 
 def _is_pythons(key: str) -> bool:

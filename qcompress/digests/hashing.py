@@ -14,11 +14,13 @@ from torch import Tensor
 Parts: TypeAlias = Iterator[tuple[Any, str]]
 """Values that are still to be added, each with its name in `Digest.unchecked`."""
 
-OF_LIBRARIES = (
-    "_qcompress", "_is_hf_", "_output_capturing_", "_torchdynamo_", "_dynamo_",
-    "_hf_hook", "_hf_peft_config_loaded", "_hf_quantized_needs_local_tp",
-)  # fmt: skip
-"""How attributes begin that libraries set in modules, tensors, functions and classes of others."""
+OF_LIBRARIES = ("_qcompress", "_output_capturing_", "_torchdynamo_", "_is_hf_initialized")
+"""Prefixes of the attributes that libraries set in modules, tensors, functions and classes of others."""
+
+_DYNAMO = {"_dynamo_weak_dynamic_indices", "_dynamo_dynamic_indices", "_dynamo_static_input_type", "_dynamo_marks"}
+_HUGGING_FACE = {"_hf_hook", "_hf_peft_config_loaded", "_hf_quantized_needs_local_tp"}
+_NAMES_OF_LIBRARIES = _DYNAMO | _HUGGING_FACE
+"""Names of such attributes."""
 
 
 class Digest:
@@ -90,11 +92,16 @@ def of_items(digest: Digest, kind: str, items: Iterable[Any], name: str) -> Part
 
 def of_named(digest: Digest, items: Mapping[Any, Any], name: str) -> Parts:
     """Yield attributes in the order of their names, except what libraries keep there."""
-    kept = {key: item for key, item in items.items() if type(key) is str and not key.startswith(OF_LIBRARIES)}
+    kept = {key: item for key, item in items.items() if type(key) is str and not is_of_library(key)}
     digest.put("named", len(kept))
     for key, item in sorted(kept.items()):
         digest.put(key)
         yield item, f"{name}.{key}"
+
+
+def is_of_library(name: str) -> bool:
+    """Whether an attribute is one that a library sets in objects of others."""
+    return name.startswith(OF_LIBRARIES) or name in _NAMES_OF_LIBRARIES
 
 
 def memory_of(tensor: Tensor) -> Any:

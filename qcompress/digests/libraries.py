@@ -22,7 +22,7 @@ from typing import Any
 
 _PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
 _BY_NAME = ("qcompress", "solvers", "formulations", "torch", "numpy")
-_MADE_BY_A_STATEMENT = 1 << 9
+_HEAP_TYPE = 1 << 9
 """Flag of classes that are made when a program runs (``Py_TPFLAGS_HEAPTYPE``)."""
 
 
@@ -50,7 +50,7 @@ def is_library(value: Any) -> bool:
     module = sys.modules.get(name)
     if not (name.partition(".")[0] in _BY_NAME or (module is not None and is_library_module(module, name))):
         return False
-    return not isinstance(value, type) or not value.__flags__ & _MADE_BY_A_STATEMENT or _is_in(module, value)
+    return not isinstance(value, type) or not value.__flags__ & _HEAP_TYPE or _is_in(module, value)
 
 
 def module_of(value: Any) -> str:
@@ -82,7 +82,7 @@ def _is_in(module: Any, kind: type) -> bool:
 
 
 def edition_of(module: str) -> str:
-    """Return what changes when the package of a module is installed anew: a digest of its list of files with theirs.
+    """Return the digest of the list of files of a module's package, which changes when it is installed anew.
 
     For Python's own modules it is Python's version, for a package without such a list the digest of the module's file.
 
@@ -96,8 +96,9 @@ def edition_of(module: str) -> str:
 def _edition_of_package(package: str) -> str:
     if package in sys.stdlib_module_names:
         return platform.python_version()
-    listed = [importlib.metadata.distribution(name).read_text("RECORD") for name in _distributions_of(package)]
-    return hashlib.sha256("".join(text or "" for text in listed).encode()).hexdigest() if any(listed) else ""
+    found = (importlib.metadata.distribution(name).read_text("RECORD") for name in _distributions_of(package))
+    listed = [text for text in found if text and f"\n{package}" in f"\n{text}"]  # not of a project under development
+    return hashlib.sha256("".join(listed).encode()).hexdigest() if any(listed) else ""
 
 
 @functools.lru_cache(maxsize=4096)

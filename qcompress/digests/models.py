@@ -50,12 +50,12 @@ def of_layers(digest: Digest, value: nn.Module, name: str) -> Parts:
     everywhere = list(value.named_modules(remove_duplicate=False))
     first = {id(module): path for path, module in reversed(everywhere)}
     digest.put("modules", [(path, first[id(module)]) for path, module in everywhere])
-    identified = digest.order_of(value) == 0  # and runs in evaluation mode; modules that others hold run in their own
+    is_whole = digest.order_of(value) == 0  # the identified model runs in evaluation mode, others in their own
     modules = [(path, module) for path, module in everywhere if first[id(module)] == path]
     for _, module in modules:  # before attributes that refer to them
         digest.is_new(module)
     for path, module in modules:
-        digest.put("module", path, identified or module.training)
+        digest.put("module", path, is_whole or module.training)
         own = f"{name}.{path}" if path else name
         yield type(module), own
         yield from of_named(digest, _attributes(module), own)

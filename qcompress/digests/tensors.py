@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qcompress.digests.hashing import OF_LIBRARIES, Digest, Parts, of_items, of_named
+from qcompress.digests.hashing import Digest, Parts, is_of_library, of_items, of_named
 from qcompress.digests.libraries import is_own
 
 
 def of_tensor(digest: Digest, value: Tensor, name: str) -> Parts:
     """Put the values of a tensor, and yield its class, hooks and attributes."""
-    attributes = {key: item for key, item in vars(value).items() if not key.startswith(OF_LIBRARIES)}
+    attributes = {key: item for key, item in vars(value).items() if not is_of_library(key)}
     hooks = [
         hook for each in (value._backward_hooks, value._post_accumulate_grad_hooks) for hook in (each or {}).values()
     ]
@@ -42,8 +42,11 @@ def of_values(digest: Digest, value: Tensor, name: str) -> Parts:
     elif value.layout != torch.strided or value.device.type == "meta" or value.is_quantized:
         digest.cannot_check(value, name)
     else:
-        flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        try:
+            flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+            digest.update(flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy().data)
+        except (NotImplementedError, RuntimeError):  # a tensor of another library
+            digest.cannot_check(value, name)
 
 
 def of_array(digest: Digest, value: NDArray[Any], name: str) -> Parts:

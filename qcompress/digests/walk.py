@@ -1,6 +1,7 @@
 """The walk through values of any kind: each part is added before the next one, on a list instead of the call stack."""
 
 import copyreg
+import hashlib
 import inspect
 import sys
 import types
@@ -46,7 +47,7 @@ def add(digest: Digest, parts: Iterable[tuple[Any, str]]) -> None:
         if found is None:
             waiting.pop()
         elif type(found[0]) in PLAIN:
-            digest.put(type(found[0]).__name__, found[0])
+            digest.put(type(found[0]).__name__, _text(found[0]))
         else:
             waiting.append(_parts(digest, *found))
 
@@ -70,7 +71,7 @@ def _parts(digest: Digest, value: Any, name: str) -> Parts:
 
 
 def _of_mapping(digest: Digest, value: Mapping[Any, Any], name: str) -> Parts:
-    yield from of_items(digest, "mapping", (), name)
+    digest.put("mapping")
     for key, item in value.items():  # in its order, which a forward pass may follow
         yield key, name
         yield item, f"{name}.{key}" if type(key) in PLAIN else name
@@ -99,14 +100,15 @@ def _of_set(digest: Digest, value: set[Any] | frozenset[Any], name: str) -> Part
 def _label(digest: Digest, value: Any) -> str:
     """Return what is known of an item without looking into it, the same in every process."""
     if type(value) in PLAIN:
-        return f"{type(value).__name__} {value!r}"
+        return f"{type(value).__name__} {_text(value)}"
     if (order := digest.order_of(value)) is not None:
         return f"seen {order}"
     kind = type(value)
     if issubclass(kind, (tuple, frozenset)):
         base: Any = tuple if issubclass(kind, tuple) else frozenset
         labels = [_label(digest, item) for item in base.__iter__(value)]
-        return f"{kind.__qualname__} {sorted(labels) if base is frozenset else labels}"
+        text = repr(sorted(labels) if base is frozenset else labels)
+        return f"{kind.__qualname__} {hashlib.sha256(text.encode()).hexdigest()}"
     if issubclass(kind, Tensor) and (place := digest.place_of(value)) is not None:
         return f"held {place} {value.storage_offset()}"
     if issubclass(kind, _VALUES) and is_library(kind):
@@ -115,6 +117,11 @@ def _label(digest: Digest, value: Any) -> str:
         return f"{kind.__qualname__} {value._name_}"
     named = value if issubclass(kind, (type, types.FunctionType, types.BuiltinFunctionType)) else kind
     return f"{kind.__name__} {module_of(named)}.{named.__qualname__}"
+
+
+def _text(value: Any) -> str:
+    """Return the text of a plain value; of whole numbers in a form without a limit to their length."""
+    return hex(value) if type(value) is int else repr(value)
 
 
 def _of_builtin(digest: Digest, value: types.BuiltinFunctionType, name: str) -> Parts:
@@ -189,6 +196,7 @@ _OF_KINDS: dict[type, Callable[[Digest, Any, str], Parts]] = {
     types.BuiltinFunctionType: _of_builtin,
     types.MethodType: lambda digest, value, name: of_items(digest, "method", (value.__func__, value.__self__), name),
     weakref.ref: lambda digest, value, name: of_items(digest, "reference", [value()], name),
+    weakref.WeakSet: lambda digest, value, name: of_items(digest, "weak set", [set(value)], name),
     RemovableHandle: lambda digest, _, name: of_items(digest, "handle", (), name),  # hooks count, not their numbers
     nn.Module: of_model,
     Enum: _of_member,

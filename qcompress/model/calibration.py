@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from formulations.files import AnyPath
 from qcompress.errors import ModelError, OptionsError
 from qcompress.identity import Identity, identify, identify_batches, once
 from qcompress.model import forward as forwards
@@ -68,17 +69,21 @@ class Calibration:
     def identities(self) -> dict[str, Identity]:
         """Name → identity of every field; reads all the data once, shuffled according to the seed."""
         opened = opened_of(self.model)
-        of_model = partial(identify, self.model, "model") if opened is None else lambda: opened.identity
-        found = {
-            "model": once(self.model, find=of_model),
-            "data": once(self.data, self.seed, find=partial(identify_batches, self.data, seed=self.seed)),
-            "forward": once(self.forward, find=partial(identify, self.forward, "forward")),
-            "loss": once(self.loss, find=partial(identify, self.loss, "loss")),
-            "seed": identify(self.seed),
-        }
-        if self.original is not None:
-            found["original"] = once(self.original, find=partial(identify, self.original, "original"))
-        return found
+        of_opened = {} if opened is None else {"model": once(self.model, find=lambda: opened.identity)}
+        data = once(self.data, self.seed, find=partial(identify_batches, self.data, seed=self.seed))
+        return {**self._identities_of_code(), **of_opened, "data": data, "seed": identify(self.seed)}
+
+    def note_identities(self, folder: AnyPath | None) -> None:
+        """Work out, before any pass, the identities of what passes may change, if there is a folder to resume from."""
+        if folder is not None:
+            self._identities_of_code()
+
+    def _identities_of_code(self) -> dict[str, Identity]:
+        """Name → identity of models in memory, ``forward`` and the loss."""
+        fields = {"forward": self.forward, "loss": self.loss}
+        fields |= {} if opened_of(self.model) is not None else {"model": self.model}
+        fields |= {} if self.original is None else {"original": self.original}
+        return {name: once(value, find=partial(identify, value, name)) for name, value in fields.items()}
 
     def digests(self) -> dict[str, str]:
         """Name → digest of every field, as plain JSON (see `identities`)."""

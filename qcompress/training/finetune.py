@@ -29,7 +29,7 @@ from qcompress.compressed.copying import own_copy
 from qcompress.compressed.packed import is_packed
 from qcompress.compressed.record import record_of
 from qcompress.errors import ModelError, NotFiniteError, OptionsError
-from qcompress.identity import identify, identify_batches
+from qcompress.identity import identify, identify_batches, once
 from qcompress.measuring.accumulation import SAVE_EVERY_S
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
@@ -336,4 +336,5 @@ def _key(settings: list[Any], calibration: Calibration, teacher: nn.Module | Non
     transforms = [part.transform for part in record.parts] if record else []
     trained = [parameter.requires_grad for parameter in calibration.model.parameters()]
     stored = [[transform.to_json() for transform in transforms], code_of(transforms).digest, trained]
-    return identify([settings, calibration.identities(), teacher, stored, identify_batches(looked_at)]).digest
+    taught = None if teacher is None else once(teacher, find=partial(identify, teacher, "teacher")).digest
+    return identify([settings, calibration.digests(), taught, stored, identify_batches(looked_at).digest]).digest

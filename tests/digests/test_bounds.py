@@ -31,7 +31,7 @@ STRANGE = {
     "text of a path": "import pathlib\nclass D(pathlib.PurePosixPath):\n def __repr__(s): 1 / 0\nrun = D('a')",
     "items of a tuple": "class D(tuple):\n def __iter__(s): 1 / 0\nrun = {D((1, 2)), 3}",
     "items of an ordered dict": "class D(collections.OrderedDict):\n def __getitem__(s, k): 1 / 0\nrun = D(a=1)",
-    "length of what is written": "class D(list):\n def __len__(s): 1 / 0\n"
+    "length of a list": "class D(list):\n def __len__(s): 1 / 0\n"
     "class Own(Net):\n def forward(self, x): self.kept.append(x)\nrun = Own(kept=D())",
     "key of the dictionary below": "class D(collections.OrderedDict): pass\nrun = D(a=1)\n"
     "dict.__setitem__(run, 'b', 2)",

@@ -1,4 +1,4 @@
-"""Code in files: a user's module counts by what is taken from it, an installed one by its file."""
+"""Code in files: a user's module counts by what is taken from it, an installed one by its package's list of files."""
 
 import importlib
 import os

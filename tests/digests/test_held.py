@@ -1,4 +1,4 @@
-"""What models, classes and functions hold: the user's counts, a library's does not, what a pass may write is named."""
+"""What models, classes and functions hold counts."""
 
 import subprocess
 import sys

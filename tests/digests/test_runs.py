@@ -1,5 +1,6 @@
 """What calls in one run folder take for the same: a run is known by what it began with."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,41 @@ def test_what_a_model_stores_counts_as_it_is_when_the_call_begins(tmp_path: Path
     assert not measures()
     model(batches()[0][0])
     assert measures()
+
+
+def test_what_passes_store_in_a_loss_or_forward_does_not_count(tmp_path: Path) -> None:
+    def measures(**more: Any) -> bool:
+        told: list[Any] = []
+        seen: list[float] = []
+
+        def forward(model: nn.Module, batch: Any) -> Tensor:
+            seen.append(time.perf_counter())
+            output: Tensor = model(batch[0])
+            return output
+
+        def loss(output: Tensor, batch: Any) -> Tensor:
+            seen.append(time.perf_counter())
+            return nn.functional.cross_entropy(output, batch[1], reduction="none")
+
+        if "evaluate" in more:
+            more["evaluate"] = lambda model: float(forward(model, batches()[0]).detach().sum())
+        run(tmp_path, forward=forward, loss=loss, on_measure=told.append, **more)
+        return bool(told)
+
+    assert measures()
+    assert not measures()
+    assert not measures(evaluate=True)
+
+
+def test_a_cut_training_goes_on_whatever_mode_the_model_is_in(tmp_path: Path) -> None:
+    def cut(progress: Any) -> None:
+        if progress.step:
+            raise CutError
+
+    model = seeded(Storing)
+    with pytest.raises(CutError):
+        run(tmp_path, model.train(), finetune_steps=20, on_finetune=cut)
+    assert run(tmp_path, model.eval(), finetune_steps=20).report.usage["bytes"] > 0
 
 
 def test_weights_that_are_frozen_are_trained_again_without_them(tmp_path: Path) -> None:
