@@ -27,6 +27,7 @@ from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.streamed.alone import RunsByBlock
 from qcompress.measuring.streamed.effects import StreamedEffects, UnitEffects
+from qcompress.measuring.streamed.encoding_progress import EncodingOfBlocks
 from qcompress.measuring.streamed.forecast import as_bytes, resident_bytes, room_left
 from qcompress.measuring.streamed.forecast_memory import surveyed, unit_forecasts
 from qcompress.measuring.streamed.inputs import inputs_of
@@ -84,10 +85,12 @@ def measure_streamed(
         units_needed = [] if limit is None else unit_forecasts(sweep, inventory.parts, options, output, limit)
         room = room_left(limit, resident_bytes(), units_needed, HELD)
 
+        encoding = None if on_encode is None else EncodingOfBlocks(inventory.parts, on_encode)
+
         def work_out(parts: Sequence[Part], block: int | None) -> tuple[Candidates, NDArray[np.float64]]:
             offers = {part.name: options[part.name].offers for part in parts}
             inputs = inputs_of(model, sweep, block, parts, offers)
-            candidates, errors = fitted(model, tuple(parts), options, *inputs, on_encode, decoded_bytes=0)
+            candidates, errors = fitted(model, tuple(parts), options, *inputs, encoding, decoded_bytes=0)
             return candidates, errors
 
         probes = partial(probe_generator, calibration.seed)
@@ -99,6 +102,8 @@ def measure_streamed(
         units = []
         for number, unit in enumerate(effects.units()):
             units.append(unit)
+            if encoding is not None:
+                encoding.skip(unit.parts)
             tell(len(sweep.chain) + number + 1)
         measurement = _assembled(calibration, inventory, units, sweep, notes)
         return _with_runs(measurement, sweep, calibration.loss, lambda done: tell(2 * len(sweep.chain) + 2 + done))

@@ -13,6 +13,7 @@ from torch import nn
 
 import qcompress
 from qcompress.errors import DataError, ModelError, OptionsError
+from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.streamed.effects import StreamedEffects
 from qcompress.measuring.streamed.forecast import as_bytes
@@ -214,6 +215,29 @@ def test_blocks_that_are_done_are_not_run_again(tmp_path: Path, monkeypatch: pyt
     )
     qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
     assert done == [1] * 6 + [0] * 6
+
+
+def test_encoding_is_reported_over_all_blocks(tmp_path: Path) -> None:
+    model, cache = open_model(saved("Llama", tmp_path)), tmp_path / "cache"
+    told: list[EncodeProgress] = []
+
+    def cut(progress: EncodeProgress) -> None:
+        told.append(progress)
+        if progress.parts > progress.total_parts // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qcompress.measure(model, data(), NEAREST, method="sampled", cache=cache, on_encode=cut)
+    first = len(told)
+    found = qcompress.measure(model, data(), NEAREST, method="sampled", cache=cache, on_encode=told.append)
+    for reports in (told[:first], told[first:]):
+        parts = [progress.parts for progress in reports]
+        assert parts == list(range(parts[0], parts[0] + len(parts)))
+        assert {progress.total_parts for progress in reports} == {len(found.parts)}
+        assert all(progress.remaining_s is not None for progress in reports)
+    assert told[0].parts == 1
+    assert 1 < told[first].parts <= told[first - 1].parts  # what was done is not done again
+    assert (told[-1].parts, told[-1].remaining_s) == (len(found.parts), 0)
 
 
 def test_files_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
