@@ -32,8 +32,8 @@ def tell_forecast(network: "nn.Module", windows: "Windows", offer: OfferFlags, s
     options = settings.get("options") or (offer.options() if engine is None else engine.options())
     offered = Offered.of(options, skip=words.get("skip", ()), only=words.get("only"))
     sizes = [opened.block_bytes(path) for path in opened.blocks]
-    seconds = forecast_seconds(network, windows.calibration, offered, forward)
     needed = forecast_memory(network, windows.calibration[:1], offered, as_loss(settings["loss"]), forward)
+    seconds = forecast_seconds(network, windows.calibration, offered, forward)
     say(
         f"{len(sizes)} blocks of {max(sizes) / 1e6:,.0f} MB, {len(windows.calibration)} windows of "
         f"{windows.calibration[0].shape[1]} tokens ({len(windows.validation)} more for validation, "

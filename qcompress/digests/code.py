@@ -59,7 +59,7 @@ def of_function(digest: Digest, value: types.FunctionType, name: str) -> Parts:
     code, words = value.__code__, names_in(value.__code__)
     read = globals_read(code)
     taken = _closed_over(value) | {word: value.__globals__[word] for word in read if word in value.__globals__}
-    for word in sorted(_finding_by_text(read, words, taken)):
+    for word in sorted(_finding_by_text(code, words, taken)):
         digest.unchecked[f"{name}.{word}: what it finds when it runs"] = None
     taken = {word: item for word, item in taken.items() if item is not os.environ}
     for imported in sorted(imports_of(code, value.__globals__.get("__package__"))):
@@ -146,11 +146,12 @@ def imports_of(code: types.CodeType, package: str | None) -> set[str]:
     return found
 
 
-def _finding_by_text(read: set[str], words: set[str], taken: Mapping[str, Any]) -> set[str]:
+def _finding_by_text(code: types.CodeType, words: set[str], taken: Mapping[str, Any]) -> set[str]:
     """Return the names by which code finds values, modules or files that only its run shows."""
-    found = (read & _BY_TEXT) - taken.keys()
+    found = (globals_read(code) & _BY_TEXT) - taken.keys()
     found |= {word for word, item in _FINDING.items() if word in words or any(item is each for each in taken.values())}
-    return found | ({"sys.modules"} if {"sys", "modules"} <= words else set())
+    pairs = {(first.argval, second.argval) for each in _with_inner(code) for first, second in _pairs(each)}
+    return found | ({"sys.modules"} if ("sys", "modules") in pairs else set())
 
 
 def _passed_on(code: types.CodeType) -> set[str]:
@@ -164,7 +165,7 @@ def _passed_on(code: types.CodeType) -> set[str]:
     return {
         first.argval
         for each in _with_inner(code)
-        for first, second in itertools.pairwise(_steps(each))
+        for first, second in _pairs(each)
         if first.opname in _READING and second.opname not in ("LOAD_ATTR", "LOAD_METHOD")
     }
 
@@ -200,6 +201,10 @@ def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
 @functools.lru_cache(maxsize=128)  # as the same code is read for globals and for imports
 def _steps(code: types.CodeType) -> tuple[dis.Instruction, ...]:
     return tuple(step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG")
+
+
+def _pairs(code: types.CodeType) -> Iterator[tuple[dis.Instruction, dis.Instruction]]:
+    return itertools.pairwise(_steps(code))
 
 
 def _put_library_function(digest: Digest, value: types.FunctionType) -> None:

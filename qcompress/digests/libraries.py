@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import os
 import platform
+import re
 import site
 import sys
 import sysconfig
@@ -97,8 +98,9 @@ def _edition_of_package(package: str) -> str:
     if package in sys.stdlib_module_names:
         return platform.python_version()
     found = (importlib.metadata.distribution(name).read_text("RECORD") for name in _distributions_of(package))
-    listed = [text for text in found if text and f"\n{package}" in f"\n{text}"]  # not of a project under development
-    return hashlib.sha256("".join(listed).encode()).hexdigest() if any(listed) else ""
+    files = re.compile(rf"^{re.escape(package)}[/.]", re.MULTILINE)  # a project under development lists none
+    listed = [text for text in found if text and files.search(text)]
+    return hashlib.sha256("".join(listed).encode()).hexdigest() if listed else ""
 
 
 @functools.lru_cache(maxsize=4096)

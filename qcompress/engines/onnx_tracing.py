@@ -227,7 +227,7 @@ def _quietly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _translations_kept() -> Iterator[None]:
-    """Let PyTorch's exporter use one table of translations, which takes a second to make, for all exports.
+    """Let PyTorch's exporter use one table of translations for all exports.
 
     The exporter makes it anew in every export. It depends on the opset and on which libraries of operators are loaded.
     Another version of PyTorch may keep it elsewhere; then nothing is saved.

@@ -120,7 +120,7 @@ def _apply_opened(
             sweep = BlockSweep(model, opened, data or (), steady(forward), Path(states))
             for _ in sweep.forward():
                 pass
-        report = reporter(measurement, on_encode)
+        report = reporter(measurement, todo, on_encode)
         for unit in todo:
             with loaded(opened, unit):
                 codes = encoded(model, measurement, unit, wanted, sweep)

@@ -57,23 +57,29 @@ def need_inputs(measurement: Measurement, wanted: Mapping[int, Sequence[Transfor
     )
 
 
-def reporter(measurement: Measurement, tell: Callable[[EncodeProgress], None] | None) -> Callable[[Unit, Codes], None]:
-    """Return a function to call with every unit when it is encoded, which reports the progress to ``tell``."""
+def reporter(
+    measurement: Measurement, units: Sequence[Unit], tell: Callable[[EncodeProgress], None] | None
+) -> Callable[[Unit, Codes], None]:
+    """Return a function to call with every one of some units when it is encoded, which reports progress to ``tell``.
+
+    Parts of other units count as done; an interrupted call encoded them.
+    """
     start, weights = time.perf_counter(), [part.target.num_weights for part in measurement.parts]
-    done: list[int] = []
+    wanted, done = sum(len(unit.parts) for unit in units), list[int]()
+    wanted_weights = sum(weights[part] for unit in units for part in unit.parts)
 
     def report(unit: Unit, codes: Codes) -> None:
         done.extend(unit.parts)
         if tell is None or not done:
             return
-        elapsed_s, encoded_weights = time.perf_counter() - start, sum(weights[part] for part in done)
+        elapsed_s, done_weights = time.perf_counter() - start, sum(weights[part] for part in done)
         tell(
             EncodeProgress(
                 part=measurement.parts[done[-1]].name,
-                parts=len(done),
+                parts=len(weights) - wanted + len(done),
                 total_parts=len(weights),
                 elapsed_s=elapsed_s,
-                remaining_s=elapsed_s / encoded_weights * (sum(weights) - encoded_weights),
+                remaining_s=elapsed_s / done_weights * (wanted_weights - done_weights),
                 size_bytes=sum(tensor.nbytes for arrays in codes.values() for tensor in arrays.values()),
             )
         )

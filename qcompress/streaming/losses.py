@@ -72,7 +72,7 @@ def losses_of(
                 pass
         sweep = BlockSweep(model, opened, kept, run, Path(folder))
         outside, *blocks = units_of(opened, measurement)
-        report = reporter(measurement, on_encode)
+        report = reporter(measurement, [outside, *blocks], on_encode)
         around = encoded(model, measurement, outside, wanted, calibrating)
         report(outside, around)
         runs: list[Choice | None] = [None, *choices]

@@ -1,5 +1,6 @@
 """Code in files: a user's module counts by what is taken from it, an installed one by its package's list of files."""
 
+import hashlib
 import importlib
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from qcompress.digests.libraries import _edition_of_package
+from qcompress.digests.libraries import _edition_of_package, edition_of
 from tests.digests.test_identity import digest
 
 Imported = Callable[..., ModuleType]
@@ -104,6 +105,15 @@ def library(tmp_path: Path, imported: Imported) -> Callable[[float], Any]:
 
 def test_code_of_a_library_counts_as_it_is_installed(library: Callable[[float], Any]) -> None:
     assert digest(library(1).act) == digest(library(1).act) != digest(library(2).act)
+
+
+def test_code_of_qcompress_under_development_counts_by_its_file(tmp_path: Path, imported: Imported) -> None:
+    record = tmp_path / "mine_in_development-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Name: mine_in_development")
+    (record / "RECORD").write_text("mine_in_development-1.0.dist-info/RECORD,,\n")
+    imported("SCALE = 1", "mine_in_development")
+    assert edition_of("mine_in_development") == hashlib.sha256(b"SCALE = 1").hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,7 @@ def test_what_is_looked_up_by_a_text_is_named(case: str) -> None:
 
 ORDINARY = (
     "def run(x, eval=False): return eval and x.eval",
+    "def run(net): return sys.path, net.modules()",
     "def run(net): return net.eval().exec, list(net.modules()), net.globals",
     "def eval(x): return x\ndef run(x): return eval(x), getattr(x, 'a')",
     "def run(x): return getattr(sys, x), sys.path, importlib.metadata",

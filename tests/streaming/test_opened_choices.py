@@ -106,14 +106,19 @@ def test_losses_of_several_choices_are_those_in_memory(case: tuple[Path, Any, An
         np.testing.assert_allclose(found(proposal).mean, expected(proposal).mean, rtol=1e-4)
 
 
-def test_encoding_choices_of_an_opened_model_is_reported(case: tuple[Path, Any, Any]) -> None:
+def test_encoding_choices_of_an_opened_model_is_reported(case: tuple[Path, Any, Any], tmp_path: Path) -> None:
     folder, measured, streamed = case
     choice, told = random_choice(measured, 1), []  # type: ignore[var-annotated]
     proposal = Proposal(name="one", choice=np.array(choice))
     OpenedKeptLoss(open_model(folder), streamed, data(), data(), loss=as_loss("kl"), on_encode=told.append)(proposal)
-    guarded = len(told)
-    qcompress.apply(open_model(folder), streamed, solution(choice), data=data(), on_encode=told.append)
-    for reports in (told[:guarded], told[guarded:]):
+    guarded, codes = len(told), tmp_path / "codes"
+    given = {"data": data(), "folder": codes, "on_encode": told.append}
+    qcompress.apply(open_model(folder), streamed, solution(choice), **given)
+    applied = len(told)
+    next(codes.glob("block_*")).unlink()
+    qcompress.apply(open_model(folder), streamed, solution(choice), **given)
+    assert len(told) == applied + 1
+    for reports in (told[:guarded], told[guarded:applied], told[applied:]):
         parts = [progress.parts for progress in reports]
         assert parts == sorted(set(parts))
         assert parts[-1] == reports[-1].total_parts == len(streamed.parts)

@@ -56,11 +56,11 @@ def _encoding_s(modules: Mapping[str, nn.Module], offered: Offered) -> float:
     for name, module in modules.items():
         if layers.kind_of(module) is not None and not layers.why_unsupported(module) and not offered.left_out(name):
             weights.setdefault(id(layers.weight_of(module)), (name, module))
-    of_inputs_s: dict[tuple[int, Options], float] = {}
-    return sum(_layers_encoding_s(module, offered.options(name), of_inputs_s) for name, module in weights.values())
+    known: dict[tuple[Target, Options], Weight] = {}
+    return sum(_layers_encoding_s(module, offered.options(name), known) for name, module in weights.values())
 
 
-def _layers_encoding_s(module: nn.Module, options: Options, of_inputs_s: dict[tuple[int, Options], float]) -> float:
+def _layers_encoding_s(module: nn.Module, options: Options, known: dict[tuple[Target, Options], Weight]) -> float:
     """Return the seconds to encode a layer's options, extrapolated from some of its rows.
 
     Compensation takes as long whatever the second moments are. Those of other layers than linear ones have other forms,
@@ -69,7 +69,7 @@ def _layers_encoding_s(module: nn.Module, options: Options, of_inputs_s: dict[tu
     Args:
         module: the layer.
         options: its options.
-        of_inputs_s: (number of inputs, options) → seconds for what depends on the inputs alone; added to.
+        known: (target of a row, options) → a row with what depends on its inputs alone, which layers share; added to.
     """
     rows = layers.to_rows(module, layers.weight_of(module).detach())
     width, linear = rows.shape[1], isinstance(module, nn.Linear) or layers.has_inputs_first(module)
@@ -80,7 +80,7 @@ def _layers_encoding_s(module: nn.Module, options: Options, of_inputs_s: dict[tu
     calibrated = linear and width <= MAX_INPUTS and options.need_moments(whole)
     options = options if calibrated else options.uncalibrated()
 
-    def one_row(columns: int) -> Weight:
+    def row(columns: int) -> Weight:
         target = replace(whole, channels=1, per_channel=columns)
         return Weight(rows[:1, :columns], target, torch.eye(columns) if calibrated else None)
 
@@ -89,11 +89,10 @@ def _layers_encoding_s(module: nn.Module, options: Options, of_inputs_s: dict[tu
         options.for_weight(weight)
         return time.perf_counter() - start
 
-    seconds(one_row(min(width, COLUMNS)))  # compiled on first use
-    known, few = one_row(width), rows[:ROWS]
-    inputs_s = seconds(known)  # what is worked out once for all rows
-    rows_s = seconds(known.block(few, replace(whole, channels=len(few)))) * len(rows) / len(few)
-    if (width, options) in of_inputs_s:
-        return rows_s
-    of_inputs_s[width, options] = inputs_s
-    return inputs_s + rows_s
+    key, inputs_s = (replace(whole, channels=1), options), 0.0
+    if key not in known:
+        seconds(row(min(width, COLUMNS)))  # compiled on first use
+        known[key] = row(width)
+        inputs_s = seconds(known[key])
+    few = rows[:ROWS]
+    return inputs_s + seconds(known[key].block(few, replace(whole, channels=len(few)))) * len(rows) / len(few)
