@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qcompress.model import forward as forwards
 from qcompress.model.dispatch import Reading
-from qcompress.model.plain_state import PlainContents, PlainState, plain_tensors
+from qcompress.model.plain_state import PlainContents, PlainState, name_of, plain_tensors
 from qcompress.model.steady import steady
 from qcompress.model.tensors import Held, Memory, held_tensors
 
@@ -25,8 +25,8 @@ def loose_state(model: nn.Module) -> list[str]:
     ['scales[0]']
     """
     inside = {
-        f"{name}.{key}": tensor
-        for name, holder, _ in PlainContents(model).holders
+        f"{name_of(place)}.{key}": tensor
+        for place, holder, _ in PlainContents(model).holders
         if isinstance(holder, nn.Module)
         for key, tensor in {**holder._parameters, **holder._buffers}.items()
         if tensor is not None

@@ -30,11 +30,15 @@ _PYTORCH = frozenset(vars(nn.Module())) | {"forward", "_flat_weights", "_flat_we
 """Attributes that PyTorch keeps itself: tensors, submodules, hooks, the mode."""
 
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
+_PLAIN = frozenset(_SCALARS)
 _CONTAINERS = (list, dict, set, deque)
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 """Code of a module, not its state: libraries that patch ``forward`` in the first pass keep the original beside it."""
 
 _OPAQUE = (type, types.ModuleType, *_FUNCTIONS, torch.Generator, nn.Parameter, BaseException)
+
+Place = tuple[Any, Any, Any] | None
+"""Place of what holds a value, that holder, and the value's key in it; None for the model. Few are ever named."""
 
 
 @contextlib.contextmanager
@@ -101,11 +105,11 @@ class PlainState:
         Attributes of a module that got or lost parameters, buffers or submodules belong to these, and stay.
         """
         changed = set()
-        for name, holder, before in self._before:
+        for place, holder, before in self._before:
             if isinstance(holder, nn.Module) and _structure(holder) != self._structure[id(holder)]:
                 continue
             if different := _different(before, _content(holder)):
-                changed |= {_joined(name, holder, key) for key in different}
+                changed |= {name_of((place, holder, key)) for key in different}
                 _restore(holder, before)
         for name, array, version, copy in self._arrays:
             if id(array) in self._loose:
@@ -130,50 +134,55 @@ class PlainContents:
 
     Attributes:
         modules: the model's modules, and modules in plain lists and dicts.
-        holders: name, object and shallow copy of the content of everything that holds other values.
+        holders: place, object and shallow copy of the content of everything that holds other values.
         arrays: name → tensor or array.
         parameters: name → parameter in a plain attribute.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules: list[nn.Module] = []
-        self.holders: list[tuple[str, Any, Any]] = []
+        self.holders: list[tuple[Place, Any, Any]] = []
         self.arrays: dict[str, Any] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         self._known: set[int] = set()
-        self._add("", model, DEPTH)
+        self._add(None, model, DEPTH)
 
-    def _add(self, name: str, value: Any, depth: int) -> None:
-        if isinstance(value, (*_SCALARS, torch.jit.ScriptModule)) or id(value) in self._known:
-            return  # a scripted module has no attributes in Python
-        self._known.add(id(value))
-        if isinstance(value, nn.Parameter):
-            self.parameters[name] = value
+    def _add(self, place: Place, value: Any, depth: int) -> None:
+        if id(value) in self._known or isinstance(value, _SCALARS):
             return
-        if isinstance(value, (Tensor, np.ndarray)):
-            self.arrays[name] = value
+        self._known.add(id(value))
+        if isinstance(value, nn.Module):
+            if isinstance(value, torch.jit.ScriptModule):
+                return  # it has no attributes in Python
+            self.modules.append(value)
+            for path, child in value._modules.items():
+                self._add((place, value, path), child, DEPTH)
+        elif isinstance(value, nn.Parameter):
+            self.parameters[name_of(place)] = value
+            return
+        elif isinstance(value, (Tensor, np.ndarray)):
+            self.arrays[name_of(place)] = value
             return
         if isinstance(value, tuple):
             content: Any = list(value)
         elif (content := _content(value)) is None:
             return
         else:
-            self.holders.append((name, value, content))
-        if isinstance(value, nn.Module):
-            self.modules.append(value)
-            for path, child in value._modules.items():
-                self._add(_joined(name, value, path), child, DEPTH)
+            self.holders.append((place, value, content))
         items = content.items() if isinstance(content, dict) else enumerate(content)
         for key, item in items if depth else ():
-            self._add(_joined(name, value, key), item, depth - 1)
+            if type(item) not in _PLAIN:
+                self._add((place, value, key), item, depth - 1)
 
 
 def _content(value: Any) -> Any:
     """Return a shallow copy of what ``value`` holds, or None if it holds nothing that is followed."""
     if isinstance(value, nn.Module):
-        attributes = vars(value)
-        names = attributes.keys() - _PYTORCH
-        return {name: attributes[name] for name in names if not isinstance(attributes[name], _FUNCTIONS)}
+        return {
+            name: item
+            for name, item in vars(value).items()
+            if name not in _PYTORCH and (type(item) in _PLAIN or not isinstance(item, _FUNCTIONS))
+        }
     if isinstance(value, _CONTAINERS):
         if len(value) > MOST_ITEMS:
             return None
@@ -206,6 +215,8 @@ def _different(before: Any, now: Any) -> set[object]:
         return set() if before == now else {""}
     if isinstance(before, list):
         before, now = dict(enumerate(before)), dict(enumerate(now))
+    if list(map(id, before.values())) == list(map(id, now.values())) and list(before) == list(now):
+        return set()
     unlike: set[object] = {key for key in before.keys() & now.keys() if not _same(before[key], now[key])}
     return unlike.union(before.keys() ^ now.keys())
 
@@ -216,10 +227,14 @@ def _same(before: Any, now: Any) -> bool:
     return type(before) is type(now) and isinstance(before, _SCALARS) and bool(before == now)
 
 
-def _joined(name: str, holder: Any, key: Any) -> str:
+def name_of(place: Place) -> str:
+    """Return the path of a value, such as ``"encoder.seen[0]"``."""
+    if place is None:
+        return ""
+    around, holder, key = place
     if isinstance(holder, (*_CONTAINERS, tuple)):
-        return f"{name}[{key!r}]"
-    return f"{name}.{key}" if name else str(key)
+        return f"{name_of(around)}[{key!r}]"
+    return f"{name_of(around)}.{key}" if around else str(key)
 
 
 def _structure(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
