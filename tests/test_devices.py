@@ -119,7 +119,8 @@ def test_labels_are_picked_by_indices_on_the_second_device_which_refuses_tensors
     assert message in run.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["mobile", pytest.param("attention", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobile", "attention"])
 def test_channels_are_removed_and_layers_fitted_on_another_device(name: str) -> None:
     run = outcome(CHANNELS, name)
     assert run.returncode == 0, run.stderr[-4000:]

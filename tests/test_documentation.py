@@ -57,7 +57,11 @@ def reader(tmp_path, monkeypatch):
     sys.modules.pop("my_model", None)
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.stem in ("engines", "latency") else page for page in GUIDES],
+    ids=lambda page: page.stem,
+)
 def test_a_guides_blocks_run_one_after_the_other(page, reader):
     """Python and commands, in the order of the page; what does not run says why."""
     names: dict[str, object] = {}

@@ -227,10 +227,9 @@ WITHOUT_EFFECT = {
 """Arguments that change no figure of these small networks, or of one of them."""
 
 QUICK = (
-    "data", "minimize", "options", "loss", "measurement", "target", "batch_norm_data", "rounds", "refine_rounds",
-    "evaluate", "on_round", "finetune_steps", "validation",
+    "minimize", "options", "loss", "measurement", "refine_rounds", "evaluate", "on_round", "finetune_steps",
 )  # fmt: skip
-"""One argument of every step, and one that changes nothing; the others lead through the same steps again."""
+"""Arguments of different steps, and one that changes nothing; the others lead through the same steps again."""
 
 Figures = tuple[dict[str, Any], list[float], list[int], dict[str, list[float]]]
 

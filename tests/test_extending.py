@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import slow_but
+
 ROOT = Path(__file__).parent.parent
 PAGES = ("solver", "reduction", "formulation", "transform", "engine")
 
@@ -27,7 +29,7 @@ def install(folder: Path, into: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", slow_but(("solver", "reduction", "formulation"), PAGES))
 def test_what_a_page_shows_is_a_whole_package_that_passes_its_tests(name, tmp_path):
     files = files_of(ROOT / "docs" / "extend" / f"{name}.md")
     assert [file for file in files if file.startswith("test_")]

@@ -347,6 +347,7 @@ def asked(name: str, folder: Path | None = None) -> tuple[dict[str, Any], list[f
 fresh = cache(asked)
 
 
+@pytest.mark.slow
 @example(["small, tuned", "large", "small, tuned"])
 @example(["small", "small, tuned", "small"])
 @example(["small, tuned", "large", "large, tuned"])

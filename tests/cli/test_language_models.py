@@ -77,6 +77,7 @@ def test_a_folder_and_a_text_become_an_engines_folder_with_perplexity_and_kl(
     assert "is not empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_whose_config_names_no_architectures_is_compressed_and_read_back(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_folder_whose_config_names_no_architectures_is_compressed_and_read_bac
     assert torch.equal(opened(words).logits, in_memory(folder / "model")(words).logits)
 
 
+@pytest.mark.slow
 def test_a_budget_for_memory_leaves_room_for_keys_and_values(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

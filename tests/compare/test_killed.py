@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 PROBLEM = layered_problem(5, rank=2)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_comparison_killed_at_random_moments_and_resumed_is_the_uncut_one(tmp_path, kills):
     run = subprocess.run(
         [sys.executable, str(ROOT / "tests/compare/killed_runs.py"), str(tmp_path), str(kills)],

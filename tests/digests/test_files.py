@@ -157,6 +157,7 @@ print(identify(loss))
 """
 
 
+@pytest.mark.slow
 def test_what_libraries_make_anew_in_every_process_does_not_count() -> None:
     pytest.importorskip("pydantic")
     found = {

@@ -257,6 +257,7 @@ def several() -> list[Any]:
     return [*held, seeded(Residual), scaled(2.0), {"b", "a", "c"}, torch.arange(5), of_class({"a": {1, 2}})]
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_digests_of_what_models_hold() -> None:
     code = (
         "from qcompress.identity import identify; from tests.digests.test_held import several;"

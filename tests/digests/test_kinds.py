@@ -332,6 +332,7 @@ def all_digests() -> list[str]:
     return [digest(made(source, part)) for source, *parts in SOURCES.values() for part in parts]
 
 
+@pytest.mark.slow
 def test_another_process_tells_the_same_apart() -> None:
     code = "from tests.digests.test_kinds import all_digests; print(*all_digests())"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}

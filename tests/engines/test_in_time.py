@@ -64,6 +64,7 @@ def test_a_conversion_counts_where_one_of_two_neighbours_is_in_integers() -> Non
     assert halves([0, 3, 5]) == ({0, 5}, {3})
 
 
+@pytest.mark.slow
 def test_conversions_are_kept_with_the_times(tmp_path) -> None:
     torch.manual_seed(0)
     model, batch = Residual().eval(), torch.randn(2, 3, 24, 24)

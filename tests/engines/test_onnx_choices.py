@@ -36,7 +36,7 @@ def test_file_bytes_are_a_resource_and_the_budget_holds(tmp_path: Path) -> None:
     assert file.size_bytes == found.usage[FILE_BYTES] <= 20_000
 
 
-@pytest.mark.parametrize("budget", [{"file_bytes": "60%"}, {"bytes": "40%"}])
+@pytest.mark.parametrize("budget", [{"file_bytes": "60%"}, pytest.param({"bytes": "40%"}, marks=pytest.mark.slow)])
 def test_what_the_graph_does_not_allow_is_not_offered(budget: dict[str, str], tmp_path: Path) -> None:
     class Tagger(nn.Module):
         def __init__(self) -> None:

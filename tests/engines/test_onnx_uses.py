@@ -33,7 +33,7 @@ BITS = qcompress.prune_quantize(bits=(4,), group_size=16)
     pytest.param(SLICED, 5, (4, 64), 1600, marks=pytest.mark.slow),
     (SLICED.then(BITS), 5, (2, 3, 2, 64), 1600),
     pytest.param(RANKS, 40, (4, 64), 150, marks=pytest.mark.slow),
-    (RANKS.then(BITS), 12, (2, 3, 64), 300),
+    pytest.param(RANKS.then(BITS), 12, (2, 3, 64), 300, marks=pytest.mark.slow),
     (SPATIAL, 12, (2, 16, 5, 5), 700),
 ])  # fmt: skip
 def test_every_use_of_a_low_rank_layer_has_room(

@@ -428,6 +428,7 @@ def test_a_model_of_several_outputs_is_refused_with_the_way_that_works(kind: Any
     assert "pass forward=" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_transformer_encoder_is_exported_with_its_attention(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 

@@ -346,7 +346,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("written", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before", "after"])
-@pytest.mark.parametrize("module", [descent_state, job], ids=["descent", "job"])
+@pytest.mark.parametrize("module", [pytest.param(descent_state, marks=pytest.mark.slow), job], ids=["descent", "job"])
 def test_parts_go_on_where_the_process_was_killed_at_a_write(leap, undisturbed, tmp_path, monkeypatch, module, written):
     """No part is sent twice and no better choice is lost, whichever of the files was being written."""
     choice, sent, _ = undisturbed

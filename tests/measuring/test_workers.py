@@ -93,6 +93,7 @@ class Killing:
         return default_forward(model, batch)
 
 
+@pytest.mark.slow
 def test_a_killed_workers_share_is_done_again(tmp_path: Path) -> None:
     alone = measure(network(), batches(), OPTIONS)
     flags = tmp_path / "killed"

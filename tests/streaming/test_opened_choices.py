@@ -280,6 +280,7 @@ def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(
     assert contents(tmp_path / "out") == contents(out)
 
 
+@pytest.mark.slow
 def test_no_step_of_a_run_computes_the_logits_of_more_than_one_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +315,7 @@ def test_the_agreement_of_an_opened_choice_is_that_in_memory(case: tuple[Path, A
     np.testing.assert_allclose([group.low for group in found.by_margin], low, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_whose_model_has_another_configuration_is_done_again(tmp_path: Path) -> None:
     folder, words = saved("Llama", tmp_path / "model"), {k: v for k, v in COMPRESS.items() if k != "target"}
 

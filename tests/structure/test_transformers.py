@@ -218,6 +218,7 @@ def test_a_number_of_heads_does_not_follow_the_width_of_the_stream(heads: int) -
     assert {item.name: item.num_units for item in sets} == {"first": 24, "attention.q": heads}
 
 
+@pytest.mark.slow
 def test_sets_that_only_run_when_cut_alike_are_kept() -> None:
     torch.manual_seed(0)
     config = transformers.T5Config(

@@ -219,6 +219,7 @@ def test_an_error_that_is_too_small_with_its_cost_does_not_hide_an_option() -> N
     assert options_to_run(replace(given, tried=MappingProxyType({"0": "known"})), 16)[0] == 5
 
 
+@pytest.mark.slow
 def test_errors_of_costs_that_were_run_cover_the_truth() -> None:
     """Over random data: two standard errors cover the cost on very many samples nine times in ten."""
     model, generator = seeded(TiedLanguageModel), torch.Generator().manual_seed(0)

@@ -200,7 +200,10 @@ class BatchStatistics(nn.Sequential):
         super().__init__(nn.Linear(5, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 4))
 
 
-@pytest.mark.parametrize(("factory", "shape"), [(TimeMajor, (4, 3, 5)), (BatchStatistics, (6, 5))])
+@pytest.mark.parametrize(
+    ("factory", "shape"),
+    [pytest.param(TimeMajor, (4, 3, 5), marks=pytest.mark.slow), (BatchStatistics, (6, 5))],
+)
 def test_rows_that_depend_on_each_other_are_not_taken_apart(factory, shape):
     model = seeded(factory)
     generator = torch.Generator().manual_seed(0)
