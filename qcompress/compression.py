@@ -203,7 +203,8 @@ def compress(
     """
     arguments = Arguments(**locals())
     with identified_once(), contextlib.ExitStack() as stack:
-        request, run = _checked(arguments)
+        run = stack.enter_context(RunFolder.alone(arguments.folder))
+        request = _checked(arguments)
         stack.enter_context(padding_named(request.kept, "validation"))
         stack.enter_context(padding_named(request.data))
         request = steps.hold_out_samples(request, run)
@@ -233,8 +234,8 @@ def _within_file_budget(request: Request, run: RunFolder) -> Result:
     return result
 
 
-def _checked(given: Arguments) -> tuple[Request, RunFolder]:
-    """Check the arguments before any long step and return them as a request with its run folder."""
+def _checked(given: Arguments) -> Request:
+    """Check the arguments before any long step and return them as a request."""
     if given.measurement is not None:
         require_measurement(given.measurement)
     require_method(given.method, given.granularity)
@@ -260,7 +261,6 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         None if batches is None else forwards.read_data(batches, name)
         for name, batches in (("validation", given.validation), ("batch_norm_data", given.batch_norm_data))
     )
-    run = RunFolder(given.folder)
     request = Request.of(
         given,
         calibration=calibration,
@@ -293,7 +293,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     steps.require_solver(request)
     steps.require_loss(request)
     steps.require_batch_norm_data(request)
-    return steps.with_metric_before(request, run), run
+    return steps.with_metric_before(request)
 
 
 def _offered(given: Arguments, engine: Engine | None) -> Options | Mapping[str, Options] | Offered:

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -52,7 +53,7 @@ class Kept(Generic[Value]):
 class RunFolder:
     """The values of a run as files; with ``path`` None, nothing is stored.
 
-    The folder is made when the first step begins, so that a run that is refused before leaves nothing.
+    Runs open it by `alone`; reading it makes nothing.
 
     Attributes:
         path: the folder, or None.
@@ -88,6 +89,32 @@ class RunFolder:
         self._warned: set[str] = set()
         if self.path is not None:
             self._open(self.path)
+
+    @classmethod
+    @contextlib.contextmanager
+    def alone(cls, path: AnyPath | None) -> Iterator["RunFolder"]:
+        """Make the folder, and keep other processes from running in it during the ``with`` block.
+
+        After an error, what was made is removed if it is empty. A lock ends with its process. Windows and some network
+        drives have none.
+
+        Raises:
+            OptionsError: another run is in progress there; or as for the class.
+        """
+        run = cls(path)
+        if run.path is None:
+            yield run
+            return
+        new = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
+        run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with _locked(run.path):
+                yield cls(path)  # as it is now that nobody else writes to it
+        except BaseException:
+            for folder in new:
+                with contextlib.suppress(OSError):  # something was written there
+                    folder.rmdir()
+            raise
 
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
@@ -256,22 +283,6 @@ class RunFolder:
             )
         self._steps, self.last_files, self._written = steps, files, records_in(journal)
 
-    @contextlib.contextmanager
-    def made(self) -> Iterator[None]:
-        """Create the folder for the block; after an error, remove what was created if it is empty."""
-        if self.path is None:
-            yield
-            return
-        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        except BaseException:
-            for folder in new:
-                with contextlib.suppress(OSError):  # something was written there
-                    folder.rmdir()
-            raise
-
     def _write(self) -> None:
         if self.path is not None:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -308,6 +319,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OptionsError(
+                f"another run is in progress in {folder}: wait until it has ended, or name another folder"
+            ) from None
+        except OSError:  # the drive has no locks
+            _logger.info("%s cannot be locked: start no other run in it", folder)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,12 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -253,6 +256,56 @@ def test_the_folder_is_made_with_the_first_step_and_has_a_name(tmp_path: Path) -
 def test_a_value_that_every_run_makes_may_be_the_first(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run").save("note.txt", partial(write, "made"))
     assert (tmp_path / "run" / "note.txt").read_text() == "made"
+
+
+def test_only_one_run_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
+    folder, model, batches = tmp_path / "deep" / "run", nn.Linear(4, 2), Read()
+
+    def run() -> None:
+        compress(model, batches, budget={"bytes": 0.5}, options=prune_quantize(bits=(8,)), folder=folder)
+
+    with RunFolder.alone(folder):
+        with pytest.raises(OptionsError, match=f"another run is in progress in {folder}: wait until it has ended"):
+            run()
+        assert not batches.times
+        assert not list(folder.iterdir())
+    run()
+    assert (folder / "report.json").exists()
+
+
+class Read:
+    """Batches that count how often they are read."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.times += 1
+        yield torch.ones(8, 4)
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
+    hold = (
+        "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print('held', flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(OptionsError, match="another run is in progress"), RunFolder.alone(tmp_path):
+        pass
+    other.kill()
+    other.communicate()
+    with RunFolder.alone(tmp_path) as run:
+        assert run.path == tmp_path
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="rounds"):
+        compress(
+            nn.Linear(4, 2), [torch.randn(8, 4)], budget={"bytes": 0.5}, rounds=0, folder=tmp_path / "deep" / "run"
+        )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

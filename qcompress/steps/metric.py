@@ -12,21 +12,19 @@ from qcompress.errors import OptionsError
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
 from qcompress.model.steady import changed_since, kept_state, versions_of
-from qcompress.run_folder import RunFolder
 from qcompress.scalars import as_number
 from qcompress.steps.request import Request
 
 
-def with_metric_before(request: Request, run: RunFolder) -> Request:
-    """Return the request with the caller's metric of the original, if there is one; it may write into the run folder.
+def with_metric_before(request: Request) -> Request:
+    """Return the request with the caller's metric of the original, if there is one.
 
     Raises:
         OptionsError: same as in `metric_of`.
     """
     if request.evaluate is None:
         return request
-    with run.made():
-        return replace(request, metric_before=metric_of(request.evaluate, request.calibration.goal, "the original"))
+    return replace(request, metric_before=metric_of(request.evaluate, request.calibration.goal, "the original"))
 
 
 def metric_of(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:
