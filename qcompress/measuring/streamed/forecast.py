@@ -46,7 +46,7 @@ class UnitForecast:
 
 
 def forecast_of(
-    name: str, weights: int, parts: Sequence[Part], options: Mapping[str, Options], passing: int
+    name: str, weights: int, parts: Sequence[Part], options: Mapping[str, Options], passing: int, beside: int = 0
 ) -> UnitForecast:
     """Forecast the memory of a unit with the given parts.
 
@@ -56,14 +56,10 @@ def forecast_of(
         parts: its parts.
         options: options on offer, by part name.
         passing: bytes of one sample's pass through the unit, without gradients of weights.
+        beside: bytes of options of other units that are held at the same time.
     """
     calibrated = [part for part in parts if options[part.name].need_moments(part.target)]
     names = {part.name for part in calibrated}
-    stored = sum(
-        offer.size_bytes(part.target) if isinstance(offer, Transform) else part.target.dense_bytes
-        for part in parts
-        for offer in options[part.name].offers
-    )
     encoding = [
         part.target.num_weights * (COMPENSATING if part.name in names else ENCODING)
         + (24 * part.target.per_channel**2 if part.name in names and part.target.common_input else 0)
@@ -73,8 +69,17 @@ def forecast_of(
     return UnitForecast(
         name=name,
         weights=weights,
-        options=stored + sum(forecast_bytes(calibrated).values()),
+        options=stored_bytes(parts, options) + sum(forecast_bytes(calibrated).values()) + beside,
         working=max(max(encoding, default=0), passing + PASSING * largest),
+    )
+
+
+def stored_bytes(parts: Sequence[Part], options: Mapping[str, Options]) -> int:
+    """Return the bytes of all options of parts in stored form."""
+    return sum(
+        offer.size_bytes(part.target) if isinstance(offer, Transform) else part.target.dense_bytes
+        for part in parts
+        for offer in options[part.name].offers
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.streamed.calls import counted_by_block, everything_around, others_call_more
-from qcompress.measuring.streamed.forecast import UnitForecast, forecast_of, needed_bytes, resident_bytes
+from qcompress.measuring.streamed.forecast import UnitForecast, forecast_of, needed_bytes, resident_bytes, stored_bytes
 from qcompress.measuring.streamed.inputs import passes_of
 from qcompress.measuring.streamed.pass_memory import pass_bytes
 from qcompress.measuring.streamed.sweep import BlockSweep, temporary_sweep
@@ -86,27 +86,26 @@ def unit_forecasts(
     """
     tokens = max(shape[:-1].numel() for shape in sweep.shapes)
     itemsize = sweep.dtype.itemsize
+    outside = [part for part in parts if sweep.opened.block_of(part.modules[0]) is None]
+    numbers = output.numel() * tokens // sweep.shapes[0][:-1].numel()
+    around = forecast_of("everything outside the blocks", 0, outside, options, 8 * 4 * numbers)
+    # options outside the blocks that are run alone: codes of all, and one of them decoded
+    beside = stored_bytes(outside, options) + max((part.target.dense_bytes for part in outside), default=0)
     forecasts: list[UnitForecast] = []
-    inside: set[str] = set()
     passes: dict[object, tuple[int, bool]] = {}
     for block, path in enumerate(sweep.opened.blocks):
-        block_parts = [part for part in parts if part.modules[0].startswith(f"{path}.")]
-        inside.update(part.name for part in block_parts)
+        block_parts = [part for part in parts if sweep.opened.block_of(part.modules[0]) == block]
         through = sum(part.target.per_channel + part.target.channels for part in block_parts)
         weights, passing = sweep.opened.block_bytes(path), 4 * tokens * through * itemsize
-        forecast = forecast_of(f"block {path!r}", weights, block_parts, options, passing)
+        forecast = forecast_of(f"block {path!r}", weights, block_parts, options, passing, beside)
         if (kind := _kind(sweep.model.get_submodule(path))) not in passes:
             most = math.inf if limit is None else limit - needed_bytes(resident_bytes(), [forecast]) + forecast.working
             passes[kind] = pass_bytes(sweep, block, block_parts, max(most, passing))
             return_free_memory()
         counted, stopped = passes[kind]
-        passing = max(passing, counted)
-        forecast = forecast_of(f"block {path!r}", weights, block_parts, options, passing)
+        forecast = forecast_of(f"block {path!r}", weights, block_parts, options, max(passing, counted), beside)
         forecasts.append(dataclasses.replace(forecast, at_least=stopped))
-    outside = [part for part in parts if part.name not in inside]
-    numbers = output.numel() * tokens // sweep.shapes[0][:-1].numel()
-    forecasts.append(forecast_of("everything outside the blocks", 0, outside, options, 8 * 4 * numbers))
-    return forecasts
+    return [*forecasts, around]
 
 
 def _kind(block: nn.Module) -> object:

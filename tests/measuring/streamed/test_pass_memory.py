@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import qcompress
 from qcompress.errors import OptionsError
+from qcompress.measuring.streamed.forecast_memory import unit_forecasts
 from qcompress.measuring.streamed.pass_memory import pass_bytes
 from qcompress.measuring.streamed.sweep import temporary_sweep
 from qcompress.model.parts import survey
@@ -112,3 +113,20 @@ def test_attention_that_stores_its_scores_is_refused_in_too_little_memory(
     with pytest.raises(OptionsError, match=r"but about .* are needed"):
         qcompress.measure(model, data, NEAREST, method="sampled", memory=resident + COMPILING + passing // 2)
     qcompress.measure(model, data, NEAREST, method="sampled", memory=resident + COMPILING + 2 * passing)
+
+
+def test_a_block_has_room_beside_it_for_options_outside_the_blocks_that_are_run_alone(tmp_path: Path) -> None:
+    """Their codes stay in memory from the first block to the last, and one of them is decoded."""
+    model = qcompress.open_model(saved("Llama", tmp_path))
+
+    def blocks_need(**more: Any) -> tuple[int, int]:
+        with temporary_sweep(model, [tokens(1, 9)], None) as sweep:
+            parts = survey(model, [tokens(1, 9)], **more).parts
+            options = {part.name: NEAREST for part in parts}
+            *blocks, _ = unit_forecasts(sweep, parts, options, torch.zeros(1, 9, 61))
+        outside = [part.target for part in parts if sweep.opened.block_of(part.modules[0]) is None]
+        sizes = [offer.size_bytes(target) for target in outside for offer in NEAREST.offers]
+        return max(unit.options for unit in blocks), sum(sizes) + max((own.dense_bytes for own in outside), default=0)
+
+    (whole, beside), (alone, nothing) = blocks_need(), blocks_need(left_out=lambda path, _: "layers" not in path)
+    assert nothing == 0 < beside == whole - alone
