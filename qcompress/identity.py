@@ -13,6 +13,7 @@ is the same in every process. What an object hides from `pickle`, and what was r
 """
 
 import contextlib
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -91,7 +92,11 @@ def once(value: Any, *more: Hashable, find: Callable[[], Identity]) -> Identity:
         return find()
     key = (id(value), *more)
     if key not in found:
-        found[key] = (value, find())  # holding the value keeps its id valid
+        identity = find()
+        if isinstance(value, nn.Module):  # it may be large, and is not kept alive
+            found[key] = (weakref.ref(value, lambda _: found.pop(key, None)), identity)
+        else:
+            found[key] = (value, identity)  # its id stays valid
     return found[key][1]
 
 

@@ -1,11 +1,13 @@
 """Digests: equal for equal values in every process, different where a result would differ, honest about the rest."""
 
 import functools
+import gc
 import re
 import subprocess
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qcompress.identity import identify, identify_batches
+from qcompress.identity import identified_once, identify, identify_batches, once
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.options import prune_quantize
 from tests.models import Residual, TiedLanguageModel, seeded
@@ -243,3 +245,14 @@ def test_another_process_finds_the_same_digests() -> None:
         for _ in range(2)
     }
     assert found == {identify([seeded(Residual), scaled(2.0), {"b", "a", "c"}, torch.arange(5)]).digest}
+
+
+def test_a_model_whose_identity_was_found_is_not_kept_alive() -> None:
+    with identified_once():
+        model = Residual()
+        gone, before = weakref.ref(model), once(model, find=functools.partial(identify, model))
+        model.seen = 1
+        assert once(model, find=functools.partial(identify, model)) == before
+        del model
+        gc.collect()  # modules hold themselves in cycles
+        assert gone() is None
