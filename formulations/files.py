@@ -5,16 +5,17 @@ import errno
 import io
 import json
 import os
-import secrets
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from formulations.drafts import EARLIER, draft
 from formulations.errors import FileFormatError
 
 AnyPath = str | os.PathLike[str]
@@ -91,32 +92,31 @@ def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
 
     >>> import tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> with drafting(folder / "note.txt") as draft:
-    ...     _ = draft.write_text("whole")
+    >>> with drafting(folder / "note.txt") as path:
+    ...     _ = path.write_text("whole")
     >>> (folder / "note.txt").read_text()
     'whole'
     """
     target, special = Path(os.path.realpath(path)), _is_special(path) and not Path(path).is_dir()
     _require_end_of_link(path)
-    beside = None if special else target.parent
     try:
         if not special and target.is_file() and not os.access(target, os.W_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
-        with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name[:40]}.", suffix=".part") as folder:
-            draft = Path(folder) / target.name  # in a separate folder on the same disk, so that moving is atomic
-            yield draft
+        with draft(target, partial(Path.mkdir, mode=0o700), Path(tempfile.gettempdir()) if special else None) as folder:
+            whole = folder / target.name  # in a separate folder on the same disk, so that moving is atomic
+            yield whole
             if special:
-                with _written_into(path) as file, draft.open("rb") as content:
+                with _written_into(path) as file, whole.open("rb") as content:
                     shutil.copyfileobj(content, file)
                 return
             if target.is_dir():
-                if draft.is_file():
+                if whole.is_file():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
-                _exchange(draft, target, Path(folder) / "earlier", over_folder=over_folder)
+                _exchange(whole, target, folder / EARLIER, over_folder=over_folder)
                 return
             if target.exists():
-                draft.chmod(stat.S_IMODE(target.stat().st_mode))
-            draft.replace(target)
+                whole.chmod(stat.S_IMODE(target.stat().st_mode))
+            whole.replace(target)
     except OSError as error:
         paths = [Path(str(name)) for name in (error.filename, error.filename2) if name is not None]  # two of a copy
         if error.errno is None or (paths and not any(part.endswith(".part") for path in paths for part in path.parts)):
@@ -124,15 +124,15 @@ def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 
 
-def _exchange(draft: Path, target: Path, aside: Path, *, over_folder: bool) -> None:
+def _exchange(whole: Path, target: Path, aside: Path, *, over_folder: bool) -> None:
     """Move a draft to a folder's place, which is empty unless ``over_folder``."""
     if over_folder:
-        draft.chmod(stat.S_IMODE(target.stat().st_mode))
+        whole.chmod(stat.S_IMODE(target.stat().st_mode))
         target.rename(aside)
     else:
         target.rmdir()
     try:
-        draft.replace(target)
+        whole.replace(target)
     except BaseException:
         if over_folder:
             aside.rename(target)
@@ -169,22 +169,21 @@ def _written_into(path: AnyPath) -> Iterator[IO[bytes]]:
 def _replaced(target: Path) -> Iterator[IO[bytes]]:
     if target.exists() and not os.access(target, os.W_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
-    unfinished = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
-    try:  # os.open applies the umask; reading the umask would need setting it, for all threads
-        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(target)) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+
+    def make(unfinished: Path) -> None:
+        try:  # with the mode that the umask leaves
+            unfinished.touch(exist_ok=False)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
+
+    with draft(target, make) as unfinished:
+        with unfinished.open("wb") as file:
             if target.exists():
                 unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(target)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from formulations import FileFormatError
+from formulations.drafts import locked
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.errors import ArtefactError, OptionsError, UncheckedWarning
@@ -108,7 +108,11 @@ class RunFolder:
         new = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
         run.path.mkdir(parents=True, exist_ok=True)
         try:
-            with _locked(run.path):
+            with locked(run.path) as alone:
+                if alone is False:
+                    raise OptionsError(
+                        f"another run is in progress in {run.path}: wait until it has ended, or name another folder"
+                    )
                 yield cls(path)  # as it is now that nobody else writes to it
         except BaseException:
             for folder in new:
@@ -319,28 +323,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OptionsError(
-                f"another run is in progress in {folder}: wait until it has ended, or name another folder"
-            ) from None
-        except OSError:  # the drive has no locks
-            _logger.info("%s cannot be locked: start no other run in it", folder)
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
