@@ -32,7 +32,7 @@ def one_run(seed: int, folder: Path) -> None:
         fused=rng.random() < 0.5, shard_bytes=rng.choice([5_000_000_000, 20_000]), zero_points=rng.random() < 0.3
     )
     options = IN_GROUPS + ASYMMETRIC if engine.zero_points else IN_GROUPS
-    assert written(engine, model, batch, options, rng, folder / "small").largest == 0.0
+    assert written(engine, model, batch, options, rng, folder / f"small_{seed}").largest == 0.0
 
 
 @pytest.mark.parametrize("seed", range(5))

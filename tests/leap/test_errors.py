@@ -182,7 +182,7 @@ def test_without_the_extra_the_solvers_say_what_to_install(monkeypatch):
 @pytest.mark.slow
 def test_the_conformance_suite(leap, one_connection, solver):
     """On a service that takes the suite's short time limits."""
-    quick = {"minimum_time_limit_s": 0.1, "minimum_time_limit": [[1, 0.1], [100_000, 0.1]], "min_time_limit": 0.1}
+    quick = {"minimum_time_limit_s": 0.01, "minimum_time_limit": [[1, 0.01], [100_000, 0.01]], "min_time_limit": 0.01}
     for description in leap.solvers.values():
         description["properties"] |= quick
     assert "check_answers_are_sound" in check_solver(solver)
