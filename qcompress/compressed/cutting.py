@@ -52,6 +52,8 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
 def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int], list[int]]:
     """Combine two successive cuts into one cut of the original's tensors.
 
+    Tensors that ``model`` no longer has, as smaller layers replaced theirs, keep their first cuts.
+
     Args:
         first: cut of the original.
         second: cut of the result of the first one.
@@ -68,6 +70,9 @@ def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int
     joined = {}
     for place in dict.fromkeys([*first, *second]):
         gone, more = list(first.get(place, ())), list(second.get(place, ()))
+        if place[0] not in shapes:
+            joined[place] = gone
+            continue
         left = np.setdiff1d(np.arange(shapes[place[0]][place[1]] + len(gone) + len(more)), gone)
         joined[place] = sorted([*gone, *left[more].tolist()])
     return joined
@@ -75,6 +80,8 @@ def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int
 
 def beyond(cuts: Cuts, earlier: Cuts, model: nn.Module) -> dict[tuple[str, int], list[int]]:
     """Return what ``cuts`` of the original remove from a model that ``earlier`` cuts were already made in.
+
+    Tensors that the model no longer has, as smaller layers replaced theirs, have lost nothing more.
 
     >>> layer = nn.Linear(3, 5)
     >>> cut_(layer, {("weight", 0): [1]})
@@ -85,6 +92,8 @@ def beyond(cuts: Cuts, earlier: Cuts, model: nn.Module) -> dict[tuple[str, int],
     left = {}
     for (name, dim), gone in cuts.items():
         before = earlier.get((name, dim), ())
+        if before and name not in shapes:
+            continue
         present = np.setdiff1d(np.arange(shapes[name][dim] + len(before)), before)
         left[name, dim] = np.flatnonzero(np.isin(present, gone)).tolist()
     return left

@@ -159,7 +159,9 @@ def pack_index(contents: Contents) -> str:
         "plain": _ranges([places[name] for name in contents.plain]),
     }
     if contents.cuts:
-        value["cuts"] = [[places[name], dim, _ranges(indices)] for (name, dim), indices in contents.cuts.items()]
+        # a weight that smaller layers replace is not in the state: its name is written in place of a number
+        cuts = contents.cuts.items()
+        value["cuts"] = [[places.get(name, name), dim, _ranges(indices)] for (name, dim), indices in cuts]
     if contents.bypasses:
         value["bypasses"] = [item.to_json() for item in contents.bypasses]
     text = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
@@ -195,7 +197,9 @@ def unpack_index(text: str, payload: Tensor) -> Contents:
     }
     cut.require_end()
     cuts = {
-        (names[place], int(dim)): [index for start, stop in ranges for index in range(start, stop)]
+        (place if isinstance(place, str) else names[place], int(dim)): [
+            index for start, stop in ranges for index in range(start, stop)
+        ]
         for place, dim, ranges in value.get("cuts", ())
     }
     bypasses = tuple(map(Bypass.from_json, value.get("bypasses", ())))

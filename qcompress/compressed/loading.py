@@ -49,10 +49,17 @@ def bypass_differences(bypasses: Sequence[Bypass], model: nn.Module) -> list[str
 
 
 def cut_differences(contents: Contents, cuts: Cuts, model: nn.Module) -> list[str]:
-    """Describe how ``model`` differs from the one in which ``cuts`` give the file's model."""
+    """Describe how ``model`` differs from the one in which ``cuts`` give the file's model.
+
+    Of weights that smaller layers replace in the file, `part_differences` compares the shapes after the cut.
+    """
     shapes = {item.name: list(item.tensor.shape) for item in held_tensors(model)}
     expected: dict[str, list[int]] = {}
     for (name, dim), indices in cuts.items():
+        if name not in contents.state and name in shapes:
+            continue
+        if name not in contents.state:
+            return [f"it lacks {name!r}"]
         shape = expected.setdefault(name, list(contents.state[name].shape))
         shape[dim] += len(indices)
     return [
