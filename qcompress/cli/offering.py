@@ -107,8 +107,8 @@ class OfferFlags:
         bool,
         typer.Option(
             "--channels",
-            help="Remove channels and heads, with everything that belongs to them: the result is a smaller dense "
-            "network, which can be compressed further.",
+            help="Remove channels and heads, with everything that belongs to them: the result is a smaller network. "
+            "With --bits or --sparsity, and --low-rank, all in one choice.",
             rich_help_panel=CHANNELS,
         ),
     ] = False
@@ -150,12 +150,12 @@ class OfferFlags:
         from qcompress.errors import OptionsError
 
         quantizing, factoring, coding = self._quantizing(), self._factoring(), self._coding()
-        if self.channels or self.keep is not None or self.channel_block is not None:
-            return self._channels(quantizing, {**factoring, **coding})
-        self._require_consistent(quantizing, factoring, coding)
-        compensated, enabled = self.compensated is not False, qcompress.Options(())
+        removing = self.channels or self.keep is not None or self.channel_block is not None
+        self._require_consistent(quantizing, factoring, coding, removing=removing)
+        compensated = self.compensated is not False
         try:
-            if self.prune_quantize:
+            enabled = qcompress.prune_channels(**self._removing()) if removing else qcompress.Options(())
+            if quantizing or (self.prune_quantize and not removing):
                 enabled += qcompress.prune_quantize(**quantizing, compensated=compensated)
             if self.low_rank or factoring or coding:
                 factors = qcompress.low_rank(**factoring)
@@ -166,28 +166,9 @@ class OfferFlags:
             raise typer.BadParameter(f"{error}.") from error
         return enabled
 
-    def _channels(self, quantizing: dict[str, Any], others: dict[str, Any]) -> "Options":
-        """Return the options of `prune_channels`, with those of `prune_quantize` if one of its flags is given."""
-        import qcompress
-        from qcompress.errors import OptionsError
-
-        if others or self.low_rank:
-            raise typer.BadParameter(
-                "channel removal can be combined with the flags for pruning and quantization only: omit the other "
-                "ones, and compress the smaller model afterwards."
-            )
-        if not quantizing and (self.compensated is not None or not self.prune_quantize):
-            raise typer.BadParameter("with --channels, codes are on offer only if --bits or --sparsity is given.")
-        given: dict[str, Any] = self._numbers(("keep",))
-        if self.channel_block is not None:
-            given["granularity"] = self.channel_block
-        try:
-            channels = qcompress.prune_channels(**given)
-            if not quantizing:
-                return channels
-            return channels + qcompress.prune_quantize(**quantizing, compensated=self.compensated is not False)
-        except OptionsError as error:
-            raise typer.BadParameter(f"{error}.") from error
+    def _removing(self) -> dict[str, Any]:
+        """Return the given arguments of `prune_channels`."""
+        return self._numbers(("keep",)) | ({} if self.channel_block is None else {"granularity": self.channel_block})
 
     def _quantizing(self) -> dict[str, Any]:
         """Return the given arguments of `prune_quantize`."""
@@ -207,11 +188,16 @@ class OfferFlags:
             )
         return given and {"bits": given["factor_bits"], "sparsity": given.get("factor_sparsity", (0,))}
 
-    def _require_consistent(self, quantizing: Any, factoring: Any, coding: Any) -> None:
+    def _require_consistent(self, quantizing: Any, factoring: Any, coding: Any, *, removing: bool) -> None:
         if quantizing and not self.prune_quantize:
             raise typer.BadParameter(f"{_flag(next(iter(quantizing)))} has no effect with --no-prune-quantize.")
         if self.slices is not None and "sliced" not in factoring.get("kinds", ()):
             raise typer.BadParameter("--slices needs the kind sliced, for example --kinds sliced --slices 2,4.")
+        if removing:
+            compensated = self.compensated is not None and not coding
+            if not quantizing and (compensated or not self.prune_quantize):
+                raise typer.BadParameter("with --channels, codes are on offer only if --bits or --sparsity is given.")
+            return
         if self.compensated is not None and not (self.prune_quantize or coding):
             raise typer.BadParameter(
                 "--compensated has no effect with --no-prune-quantize unless --factor-bits is given."

@@ -26,6 +26,7 @@ from qcompress.model.coupled import CoupledSet
 from qcompress.model.tensors import held_tensors
 from qcompress.transforms.base import Transform
 from qcompress.transforms.channels import Jointly, RemoveChannels
+from qcompress.transforms.low_rank.factors import LowRank
 
 
 def require_separate(sets: Sequence[CoupledSet]) -> None:
@@ -44,6 +45,17 @@ def require_separate(sets: Sequence[CoupledSet]) -> None:
                 )
 
 
+def factored_in(measurement: Measurement) -> str:
+    """Return the name of a layer that options of a measurement with channels replace by factors, or an empty string."""
+    for part, options in zip(measurement.parts, measurement.transforms, strict=True):
+        for option in options:
+            codes = dict(zip(option.layers, option.codes, strict=True)) if isinstance(option, Jointly) else {}
+            codes = codes or {part.name: option}
+            if name := next((name for name, code in codes.items() if isinstance(code, LowRank)), ""):
+                return name
+    return ""
+
+
 def channels_timed(
     model: nn.Module,
     measurement: Measurement,
@@ -55,8 +67,13 @@ def channels_timed(
     """Return the ``(V,)`` seconds of every option, of everything else, and of the original; see `time_options`.
 
     Raises:
-        OptionsError: a weight lies along two sets.
+        OptionsError: a weight lies along two sets, or layers are replaced by factors.
     """
+    if name := factored_in(measurement):
+        raise OptionsError(
+            f"factors in place of layers have no times of their own beside channels ({name!r} has some on offer): use "
+            "a budget for macs, or offer no low_rank()"
+        )
     run, num_sets = forward or forwards.default_forward, len(measurement.sets)
     paths = tuple(dict.fromkeys(path for part in measurement.parts[:num_sets] for path in part.modules))
     shapes = {item.name: item.tensor.shape for item in held_tensors(model)}

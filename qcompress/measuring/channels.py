@@ -23,33 +23,30 @@ from qcompress.compressed.channels import put_channels_
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates, EncodeProgress, Layer, fitted
-from qcompress.measuring.jointly import Coded, Joined, codes_on_offer, join
+from qcompress.measuring.codes_beside import CODES, Coded, codes_on_offer, replaces
+from qcompress.measuring.jointly import Joined, join
 from qcompress.measuring.kept_codes import KeptCodes
 from qcompress.measuring.memory import room_on
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.removals import Removals, find_removals, kept_units, parts_of_sets
+from qcompress.measuring.replacing import tried_out
 from qcompress.measuring.stopping import NEVER, Stop
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
-from qcompress.model.counting import count
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.forward import device_of
-from qcompress.model.parts import Part, survey
-from qcompress.model.steady import steady
+from qcompress.model.parts import Part, Survey, survey
+from qcompress.model.steady import Steady, steady
 from qcompress.model.tensors import held_tensors, size_bytes
 from qcompress.model.weights import Skipped, layer_names
+from qcompress.options import Options
 from qcompress.structure.uses import Uses, uses_of
 from qcompress.transforms.channels import KeepChannels
-from qcompress.transforms.quantize.group_wise import GroupWise
-from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 Accumulate = Callable[..., Any]
 """`qcompress.measuring.measure.accumulate`."""
-
-CODES = (PruneQuantize, GroupWise)
-"""Options that can be offered together with channels."""
 
 TRIED = "removal of channels is evaluated directly"
 
@@ -65,8 +62,8 @@ def offers_channels(offered: Offered) -> bool:
         return False
     if wrong := [offer.label for offer in offers if not isinstance(offer, (KeepChannels, *CODES))]:
         raise OptionsError(
-            f"channel removal can be combined with prune_quantize(), found {wrong[0]!r}: compress with "
-            "prune_channels(), then compress the smaller model with the other options"
+            f"channel removal can be combined with prune_quantize() and low_rank(), found {wrong[0]!r}: compress "
+            "with prune_channels(), then compress the smaller model with the other options"
         )
     return True
 
@@ -86,7 +83,8 @@ def measure_channels(
 
     Args:
         calibration: model, data, forward, loss and seed.
-        offered: `qcompress.prune_channels`, and perhaps `qcompress.prune_quantize`, by pattern.
+        offered: options by pattern: `qcompress.prune_channels`, and perhaps `qcompress.prune_quantize` and
+            `qcompress.low_rank`.
         accumulate: function that sums costs and effects over the data.
         method: same as in `qcompress.measure`, for the codes; removals are always evaluated directly, and ``"sampled"``
             is refused.
@@ -108,9 +106,8 @@ def measure_channels(
     run.require_same(model, calibration.first_batch())
     inventory = survey(model, data, run, loss=loss)
     kept_codes = KeptCodes(None if cache is None else Path(f"{cache}.codes"), code)
-    removals, coded, encoded = _on_offer(calibration, run, offered, inventory.parts, kept_codes, on_encode)
-    counted = count(model, data, run, loss)
-    uses = uses_of(model, removals.sets, counted, left_out=[layer.part.state_name for layer in coded.layers])
+    removals, coded, encoded = _on_offer(calibration, run, offered, inventory, kept_codes, on_encode)
+    uses = uses_of(model, removals.sets, inventory.counted, left_out=_in_codes(coded, encoded))
     candidates = ChannelCandidates(model, removals, uses, encoded)
     settings = [fingerprint, "channels", method, code, Measurement.fingerprint_of(calibration.goal)]
     sums = accumulate(
@@ -143,7 +140,7 @@ def measure_channels(
         seed=calibration.seed,
         model_fingerprint=fingerprint,
         standing_loss=_standing_loss(calibration, run),
-        notes=tuple(stop.notes(sums, candidates, inventory.num_batches)),
+        notes=(*coded.notes, *stop.notes(sums, candidates, inventory.num_batches)),
         tried=MappingProxyType({name: why for name, why in sums.tried.items() if why != TRIED}),
         **_tables(removals, coded, joined),
     )
@@ -164,17 +161,20 @@ def _standing_loss(calibration: Calibration, run: forwards.Forward) -> float:
 
 def _on_offer(
     calibration: Calibration,
-    run: forwards.Forward,
+    run: Steady,
     offered: Offered,
-    parts: tuple[Part, ...],
+    inventory: Survey,
     kept_codes: KeptCodes,
     on_encode: Callable[[EncodeProgress], None] | None,
 ) -> tuple[Removals, Coded, Candidates]:
     """Return the removals on offer, the layers with codes, and their encoded options."""
-    codes = codes_on_offer(parts, offered)
+    codes = codes_on_offer(inventory.parts, offered)
+    of_all = {part.name: codes.get(part.name, Options(())) for part in inventory.parts}
+    inventory = tried_out(calibration.model, inventory, of_all, calibration.first_batch(), run)
+    parts = inventory.parts
     fitting = [part for part in parts if part.name in codes and codes[part.name].need_moments(part.target)]
     removals = find_removals(calibration, run, offered, parts, fitting)
-    coded = Coded.of(calibration.model, removals, parts, codes)
+    coded = Coded.of(calibration.model, removals, parts, codes, inventory.counted, inventory.needed)
     encoded, _ = fitted(
         calibration.model,
         tuple(layer.part for layer in coded.layers),
@@ -185,6 +185,13 @@ def _on_offer(
         kept=kept_codes,
     )
     return removals, coded, encoded
+
+
+def _in_codes(coded: Coded, encoded: Candidates) -> dict[str, list[str]]:
+    """Return for each resource the weights whose use depends on the choice of their codes."""
+    names = [layer.part.state_name for layer in coded.layers]
+    pairs = zip(names, coded.layers, encoded.transforms, strict=True)
+    return {"bytes": names, "macs": [name for name, layer, options in pairs if replaces(layer, options)]}
 
 
 def _tables(removals: Removals, coded: Coded, joined: Joined) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from qcompress.engines.base import Engine, FileSizes
 from qcompress.engines.legal import by_number, why_not
 from qcompress.errors import DataError, EngineError, NotFiniteError, OptionsError
 from qcompress.measurement import without_choice
-from qcompress.measuring.channel_latency import require_separate
+from qcompress.measuring.channel_latency import factored_in, require_separate
 from qcompress.measuring.channels import offers_channels
+from qcompress.measuring.codes_beside import RANKS
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.replacing import not_replaced, tried_out
 from qcompress.model import forward as forwards
@@ -92,7 +93,9 @@ def require_for_channels(asked_for: Arguments) -> None:
     further = "the smaller model can be compressed further, and export() writes it for an engine"
     again = f"rounds={'' if given is None else ' (with options=, not measurement=)'} measures again between removals"
     other = [name for name in asked_for.budget if name not in ("bytes", "macs", LATENCY, LOSS)]
+    ranked = LATENCY in asked_for.budget and _has_ranks(asked_for)
     asked = [(f"a budget for {name}", True, budgets) for name in other] + [
+        (f"a budget for {LATENCY} with ranks", ranked, "give one for macs, or offer no low_rank()"),
         ("minimize=", asked_for.minimize is not None, budgets),
         ("target=", asked_for.target is not None, further),
         ("refine_rounds=", asked_for.refine_rounds != 0, again),
@@ -119,6 +122,14 @@ def _has_channels(asked: Arguments) -> bool:
     if asked.measurement is not None:
         return bool(asked.measurement.sets)
     return asked.options is not None and offers_channels(Offered.of(asked.options, skip=asked.skip, only=asked.only))
+
+
+def _has_ranks(asked: Arguments) -> bool:
+    """Whether ranks are on offer, or measured, beside channels."""
+    if asked.measurement is not None:
+        return bool(factored_in(asked.measurement))
+    offered = Offered.of(asked.options, skip=asked.skip, only=asked.only)
+    return any(isinstance(offer, RANKS) for options in offered.by_pattern.values() for offer in options.offers)
 
 
 def require_times_that_add_up(request: Request) -> None:

@@ -3,8 +3,8 @@
 What a channel is worth depends on the others. The first run chooses everything at once. Then the budgets are approached
 in equal ratios: every round removes channels of the network that the round before left, judged by their loss against
 the original, and fits the rest. If codes are on offer as well, they are chosen in the last round, on a network that
-already has the macs of the first choice. The result is the last round's, unless the first run loses less on the
-held-out samples, or a round finds nothing to remove.
+already has the macs of the channels that the first run chose. The result is the last round's, unless the first run
+loses less on the held-out samples, or a round finds nothing to remove.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,13 +21,13 @@ from qcompress.compressed.file import save_compressed
 from qcompress.errors import NoChannelsError
 from qcompress.guard import Candidate
 from qcompress.measurement import Measurement
-from qcompress.measuring.channels import CODES
+from qcompress.measuring.codes_beside import CODES
 from qcompress.options import Options
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
 from qcompress.steps.reporting import write_text
 from qcompress.steps.request import MEASUREMENT_FILE, MODEL_FILE, Request
-from qcompress.transforms.channels import KeepChannels
+from qcompress.transforms.channels import Jointly, KeepChannels
 from solvers import NoChoiceError, Solution
 
 START = "all at once"
@@ -100,13 +100,13 @@ def compress_in_rounds(
 def _partial_budgets(request: Request, start: Made) -> list[dict[str, float]]:
     """Return the budgets of all rounds but the last, as amounts in equal ratios between the original and the budgets.
 
-    Where codes are on offer, the rounds before the last remove channels until their macs are those that the first run
-    chose.
+    Where codes are on offer, the rounds before the last remove channels until the macs are those of the channels that
+    the first run chose.
     """
     original, steps = start.report.original, request.rounds
     goal = dict(start.report.budgets)
     if _offers_codes(request):
-        goal, steps = {"macs": start.report.usage["macs"]}, request.rounds - 1
+        goal, steps = {"macs": _macs_of_channels(start)}, request.rounds - 1
     ratios = {name: limit / original[name] for name, limit in goal.items()}
     if min(ratios.values()) >= 1:
         return []
@@ -114,6 +114,16 @@ def _partial_budgets(request: Request, start: Made) -> list[dict[str, float]]:
         {name: original[name] * min(ratio, 1.0) ** (number / steps) for name, ratio in ratios.items()}
         for number in range(1, request.rounds)
     ]
+
+
+def _macs_of_channels(start: Made) -> float:
+    """Return the macs of a choice with its channels and without its codes: factors in place of layers save macs too."""
+    assert start.solution.choice is not None  # noqa: S101
+    measurement, dense = start.measurement, []
+    for place, (options, option) in enumerate(zip(measurement.transforms, start.solution.choice.tolist(), strict=True)):
+        chosen = options[option] if place < len(measurement.sets) else options[0]
+        dense.append(options.index(chosen.removal if isinstance(chosen, Jointly) else chosen))
+    return start.problem.evaluate(dense).usage["macs"]
 
 
 def _round(

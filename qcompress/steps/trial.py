@@ -9,7 +9,8 @@ from qcompress.budgets import LATENCY
 from qcompress.compressed.copying import own_copy
 from qcompress.formulation import pair_strength
 from qcompress.interactions import pair_terms
-from qcompress.measuring.channels import CODES, offers_channels
+from qcompress.measuring.channels import offers_channels
+from qcompress.measuring.codes_beside import CODES, RANKS
 from qcompress.measuring.removals import on_offer
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
@@ -57,9 +58,10 @@ def _paired_budgets(request: Request) -> list[str]:
     calibration = request.calibration
     sets, _ = on_offer(request.copied, calibration.data, calibration.forward, request.offered)
     along = [tensor for item in sets for tensor in {axis.tensor for axis in item.axes}]
-    coded = any(isinstance(offer, CODES) for own in request.offered.by_pattern.values() for offer in own.offers)
+    offers = [offer for own in request.offered.by_pattern.values() for offer in own.offers]
+    coded, ranked = (any(isinstance(offer, kinds) for offer in offers) for kinds in (CODES, RANKS))
     shared = len(set(along)) < len(along)
-    paired = {"bytes": shared or coded, "macs": shared, LATENCY: False}
+    paired = {"bytes": shared or coded, "macs": shared or ranked, LATENCY: False}
     return [name for name in request.budget if paired[name]]
 
 

@@ -1,14 +1,16 @@
-"""Layers whose codes are chosen together with their channels, and their exact bytes.
+"""Layers whose codes are chosen together with their channels, and their exact bytes and multiply-accumulates.
 
 The bytes of a layer are rows times columns times bits, and rows and columns depend on the units kept in coupled sets.
 A problem has terms of two decisions at most. So the codes of a layer with rows in one set and columns in others belong
 to the decision of a set: its options are then combinations of a width and codes. Codes of a layer with a fixed side are
-a decision of their own.
+a decision of their own. Factors of a fixed rank are codes as well; their uses grow with rows and with columns, not with
+the product.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -21,11 +23,22 @@ from qcompress.structure.tabulated import Addends, Function
 from qcompress.structure.uses import Extent, addends, extents_of, product_of
 from qcompress.transforms.base import Target, Transform
 
-LARGE = 1 << 20
-"""Rows and columns at which sizes are compared to find how they depend on them."""
+USES: Mapping[str, Callable[[Transform, Target], float]] = MappingProxyType(
+    {
+        "bytes": lambda transform, target: transform.size_bytes(target),
+        "macs": lambda transform, target: transform.macs(target),
+    }
+)
+"""Name of a resource → use of a weight."""
+
+LARGE = 1 << 10
+"""Multiple of the rows and columns at which uses are compared to find how they depend on them."""
 
 MAX_ROUNDING = 2.0
-"""Bytes by which a size may exceed the form, because codes and masks are rounded up to whole bytes."""
+"""Bytes by which a size may differ from the form, because codes and masks are rounded up to whole bytes."""
+
+SAME = 1e-9
+"""Difference of multiply-accumulates from the form, relative to the largest ones: these are not rounded."""
 
 MAX_SHAPES = 4096
 """Largest number of shapes for which the rounding is found exactly."""
@@ -48,14 +61,29 @@ class CodedLayer:
     home: int | None
 
     def shapes(self, kept: Mapping[int, Sequence[int]]) -> list[tuple[int, int]]:
-        """Return the shapes that the weight may have, for the numbers of units that may stay in every set."""
-        rows, columns = (sorted({round(value) for value in _values(side, kept)}) for side in (self.rows, self.columns))
+        """Return the shapes that the weight may have, for the numbers of units that may stay; empty ones left out."""
+        rows, columns = (sorted({round(value) for value in _values(side, kept)} - {0}) for side in self._sides)
         return list(itertools.product(rows, columns))
+
+    def why_not(self, transform: Transform, kept: Mapping[int, Sequence[int]]) -> str:
+        """Return why a transform does not fit a shape that the weight may have, or an empty string."""
+        for rows, columns in self.shapes(kept):
+            if why := transform.unfit(self.part.target.of_shape(rows, columns)):
+                return f"of the {rows}×{columns} weights that may stay, {why}"
+        return ""
+
+    def may_vanish(self, kept: Mapping[int, Sequence[int]]) -> bool:
+        """Whether several sets together may leave no rows or no columns, which no term of two decisions states."""
+        return any(len(side[1]) > 1 and _values(side, kept)[0] <= 0 for side in self._sides)
+
+    @property
+    def _sides(self) -> tuple[Extent, Extent]:
+        return self.rows, self.columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SizeForm:
-    """Bytes of a coded weight: ``area·rows·columns + row·rows + column·columns + constant``."""
+class UseForm:
+    """Use of a coded weight: ``area·rows·columns + row·rows + column·columns + constant``."""
 
     area: float
     row: float
@@ -118,34 +146,43 @@ def _at_home(layer: CodedLayer, seen: Mapping[int, int]) -> CodedLayer:
     return CodedLayer(part=layer.part, rows=layer.rows, columns=layer.columns, home=home)
 
 
-def size_form(transform: Transform, layer: CodedLayer, kept: Mapping[int, Sequence[int]]) -> SizeForm | None:
-    """Return the bytes as a function of the shape, never too few; None if they have no such form.
+def use_form(
+    resource: str, transform: Transform, layer: CodedLayer, kept: Mapping[int, Sequence[int]]
+) -> UseForm | None:
+    """Return a use as a function of the shape, never too little; None if it has no such form.
 
     Args:
+        resource: name of the resource, one of `USES`.
         transform: how the layer is stored.
         layer: the layer.
         kept: for every set (by index) the numbers of units that may stay.
     """
-    corners = np.array(
-        [[_size(transform, layer.part.target, a * LARGE, b * LARGE) for b in (1, 2)] for a in (1, 2)], dtype=np.float64
-    )
-    area = round((corners[1, 1] - corners[0, 1] - corners[1, 0] + corners[0, 0]) / LARGE**2, 9)
-    row = round((corners[1, 0] - corners[0, 0] - area * LARGE**2) / LARGE, 3)
-    column = round((corners[0, 1] - corners[0, 0] - area * LARGE**2) / LARGE, 3)
-    form = SizeForm(area=area, row=row, column=column, constant=0.0)
+
+    def use(rows: int, columns: int) -> float:
+        return float(USES[resource](transform, target.of_shape(rows, columns)))
+
+    target = layer.part.target
+    rows, columns = LARGE * target.channels, LARGE * target.per_channel
+    corners = np.array([[use(a * rows, b * columns) for b in (1, 2)] for a in (1, 2)])
+    area = (corners[1, 1] - corners[0, 1] - corners[1, 0] + corners[0, 0]) / (rows * columns)
+    row = (corners[1, 0] - corners[0, 0]) / rows - area * columns
+    column = (corners[0, 1] - corners[0, 0]) / columns - area * rows
+    form = UseForm(area=area, row=row, column=column, constant=0.0)
     shapes = layer.shapes(kept)
     tested = shapes if len(shapes) <= MAX_SHAPES else shapes[:: len(shapes) // MAX_SHAPES]
-    excess = [_size(transform, layer.part.target, *shape) - form.of(*shape) for shape in tested]
-    if min(excess) < -MAX_ROUNDING or max(excess) > MAX_ROUNDING:
+    uses = [use(*shape) for shape in tested]
+    excess = [used - form.of(*shape) for used, shape in zip(uses, tested, strict=True)]
+    rounding = MAX_ROUNDING if resource == "bytes" else SAME * max(uses)
+    if max(excess) - min(excess) > 2 * rounding:
         return None
-    constant = max(*excess, 0.0) if tested is shapes else MAX_ROUNDING
-    return SizeForm(area=area, row=row, column=column, constant=constant)
+    constant = max(excess) if tested is shapes else max(*excess, min(excess) + rounding)
+    return replace(form, constant=constant)
 
 
-def size_addends(
-    layer: CodedLayer, codes: int, forms: Sequence[SizeForm], choice: Sequence[int], kept: Sequence[Function]
+def use_addends(
+    layer: CodedLayer, codes: int, forms: Sequence[UseForm], choice: Sequence[int], kept: Sequence[Function]
 ) -> Addends:
-    """Return the bytes of a layer as a sum of products.
+    """Return a use of a layer as a sum of products.
 
     Args:
         layer: the layer.
@@ -175,10 +212,6 @@ def _unless_empty(side: Extent, kept: Sequence[Function]) -> Addends:
         return [(1.0, ())]
     decision, counts = kept[next(iter(per_unit))]
     return [(1.0, ((decision, (counts > 0).astype(np.float64)),))]
-
-
-def _size(transform: Transform, target: Target, rows: int, columns: int) -> int:
-    return transform.size_bytes(target.of_shape(rows, columns))
 
 
 def _values(side: Extent, kept: Mapping[int, Sequence[int]]) -> list[float]:

@@ -119,20 +119,42 @@ def extents_of(sets: Sequence[CoupledSet], shapes: Mapping[str, Sequence[int]]) 
     }
 
 
-def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted, *, left_out: Collection[str] = ()) -> Uses:
+def macs_of_weights(model: nn.Module, counted: Counted) -> dict[str, float]:
+    """Return the multiply-accumulates per sample of all products with each weight, by its first name.
+
+    Args:
+        model: the model.
+        counted: counts of its operations.
+    """
+    names = {id(item.tensor): item.name for item in reversed(held_tensors(model))}
+    found = dict(counted.weights)
+    for path, calls in counted.calls.items():
+        weight = getattr(model.get_submodule(path), "weight", None)
+        if id(weight) in names:
+            found[names[id(weight)]] = found.get(names[id(weight)], 0.0) + calls.macs
+    return found
+
+
+def uses_of(
+    model: nn.Module,
+    sets: Sequence[CoupledSet],
+    counted: Counted,
+    *,
+    left_out: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Uses:
     """Return the bytes of all tensors and multiply-accumulates per sample of ``model``, as functions of the units kept.
 
     Args:
         model: the traced model.
         sets: coupled sets of the model.
         counted: counts of the model's operations on the data, from `qcompress.model.counting.count`.
-        left_out: names of tensors whose bytes are not counted.
+        left_out: for a resource the names of tensors that are not counted.
 
     Raises:
         ModelError: sets lie along three dimensions of one tensor.
     """
     held = held_tensors(model)
-    first, names = first_names(held), {id(item.tensor): item.name for item in reversed(held)}
+    first, out = first_names(held), {name: left_out.get(name, ()) for name in ("bytes", "macs")}
     shapes = {item.name: item.tensor.shape for item in held}
     extents = extents_of(sets, shapes)
 
@@ -145,14 +167,10 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted, *, l
     in_bytes = [
         product(item.name, size_bytes(item.tensor))
         for item in held
-        if first[item.name] == item.name and item.name not in left_out
+        if first[item.name] == item.name and item.name not in out["bytes"]
     ]
-    with_weights = dict(counted.weights)
-    for path, calls in counted.calls.items():
-        weight = getattr(model.get_submodule(path), "weight", None)
-        if id(weight) in names:
-            with_weights[names[id(weight)]] = with_weights.get(names[id(weight)], 0.0) + calls.macs
-    in_macs = [product(name, macs) for name, macs in with_weights.items() if macs]
+    with_weights = macs_of_weights(model, counted)
+    in_macs = [product(name, macs) for name, macs in with_weights.items() if macs and name not in out["macs"]]
     in_macs += [
         UseTerm(factor=macs * share, extents=((0.0, {place: 1.0}),))
         for place, item in enumerate(sets)
@@ -165,6 +183,7 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted, *, l
     products = {"bytes": in_bytes, "macs": in_macs}
     varying = {name: tuple(item for item in terms if item.extents) for name, terms in products.items()}
     uses = Uses(products=MappingProxyType(varying), fixed=MappingProxyType(dict.fromkeys(products, 0.0)))
-    rest = max(counted.macs - uses.of([item.num_units for item in sets])["macs"], 0.0)  # sums of floats
+    elsewhere = sum(with_weights.get(name, 0.0) for name in out["macs"])
+    rest = max(counted.macs - elsewhere - uses.of([item.num_units for item in sets])["macs"], 0.0)  # sums of floats
     fixed = {"bytes": sum(item.factor for item in in_bytes if not item.extents), "macs": rest}
     return replace(uses, fixed=MappingProxyType(fixed))

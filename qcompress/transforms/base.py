@@ -209,6 +209,10 @@ class Offer(ABC):
     def least_use(self, target: Target) -> tuple[float, float] | None:
         """Return a lower bound on its bytes and macs for any numbers of the weight; None where it does not fit."""
 
+    def unfit(self, target: Target) -> str:  # noqa: ARG002
+        """Return why no weight of this shape can be stored so, whether that saves something or not; or ""."""
+        return ""
+
     def by_shape(self, target: Target) -> bool:  # noqa: ARG002
         """Whether the sizes of what it resolves to follow from the shape of the weight."""
         return isinstance(self, Transform)

@@ -54,6 +54,20 @@ OFFERED = [
         ["--channels", "--bits", "4,8", "--sparsity", "0"],
         prune_channels() + prune_quantize(bits=(4, 8), sparsity=(0,), compensated=True),
     ),
+    (["--channels", "--low-rank"], prune_channels() + low_rank()),
+    (
+        ["--keep", "0.5", "--bits", "4,8", "--sparsity", "0", *RANKED],
+        prune_channels(keep=(0.5,))
+        + prune_quantize(bits=(4, 8), sparsity=(0,), compensated=True)
+        + FACTORS
+        + FACTORS.then(prune_quantize(bits=(3, 4), sparsity=(0,), compensated=True)),
+    ),
+    (
+        ["--channels", "--kinds", "channels", "--factor-bits", "4", "--no-compensated"],
+        prune_channels()
+        + low_rank(kinds=("channels",))
+        + low_rank(kinds=("channels",)).then(prune_quantize(bits=(4,), sparsity=(0,))),
+    ),
     (["--keep", "0.5,0.25", "--channel-block", "4"], prune_channels(keep=(0.5, 0.25), granularity=4)),
 ]
 

@@ -18,7 +18,7 @@ from qcompress import (
     compress,
     fit_in_turn_,
     formulate,
-    low_rank,
+    integer_products,
     mean_loss,
     measure,
     prune_channels,
@@ -329,7 +329,7 @@ def test_wrong_options_are_refused(wrong: dict[str, object], said: str) -> None:
 def test_what_does_not_go_with_channels_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = seeded(two_layers), images()
     with pytest.raises(OptionsError, match="channel removal can be combined with prune_quantize"):
-        measure(model, data, prune_channels() + low_rank())
+        measure(model, data, prune_channels() + integer_products())
     with pytest.raises(OptionsError, match="method='sampled' has no gradient"):
         measure(model, data, prune_channels(), method="sampled")
     with pytest.raises(OptionsError, match=r"lies along the channels of both .* use a budget for macs"):

@@ -15,15 +15,15 @@ from qcompress.compressed.record import record_of
 from qcompress.errors import ModelError, OptionsError
 from qcompress.guard import KeptLoss
 from qcompress.measurement import Measurement
-from qcompress.measuring import jointly
+from qcompress.measuring import combinations
 from qcompress.measuring.channels import TRIED
 from qcompress.measuring.pair_terms import PAIR_STRENGTH
 from qcompress.measuring.recoded import fitted_in_turn
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.counting import count
-from qcompress.options import low_rank, transform_from_json
+from qcompress.options import integer_products, transform_from_json
 from qcompress.proposals import Proposal
-from qcompress.structure.coded import coded_layers, size_form
+from qcompress.structure.coded import coded_layers, use_form
 from qcompress.structure.find import find_sets
 from qcompress.structure.tabulated import Tabulated
 from qcompress.transforms.base import Keep
@@ -171,7 +171,7 @@ def test_a_run_is_resumed_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_many_layers_of_one_decision_share_their_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jointly, "MAX_OPTIONS", 10)
+    monkeypatch.setattr(combinations, "MAX_OPTIONS", 10)
     shared = measure(network(), images(), CHANNELS + CODES)
     assert len(shared.transforms[1]) == 3 * 3
     assert {len({code.label for code in item.codes}) for item in shared.transforms[1] if isinstance(item, Jointly)} == {
@@ -185,11 +185,11 @@ def test_sizes_without_a_form_are_not_on_offer() -> None:
     part = next(part for part in measure(model, data, CODES).parts if part.name == "back")
     (layer,), _ = coded_layers(model, sets, [part])
     kept = {0: [8, 6, 4], 1: [12, 9, 6]}
-    assert size_form(PruneQuantize(bits=8), layer, kept) is not None
+    assert use_form("bytes", PruneQuantize(bits=8), layer, kept) is not None
     with pytest.raises(OptionsError, match="no codes on offer can be chosen together with channels"):
         measure(model, data, CHANNELS + prune_quantize(bits=(4,), group_size=5))
-    with pytest.raises(OptionsError, match=r"can be combined with prune_quantize\(\), found 'rank for 50 %"):
-        measure(model, data, CHANNELS + low_rank(ratios=(0.5,)))
+    with pytest.raises(OptionsError, match=r"with prune_quantize\(\) and low_rank\(\), found"):
+        measure(model, data, CHANNELS + integer_products())
 
 
 def test_a_layer_may_be_skipped_and_only_one_kind_offered_by_pattern() -> None:

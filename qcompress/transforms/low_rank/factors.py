@@ -155,13 +155,19 @@ class LowRank(_Factored, Transform):
         """Short name, such as ``"spatial rank 8, whitened, 4 bits"``."""
         return KINDS[self.form](self.slices).label(self.ranks) + self._details()
 
-    def why_not(self, target: Target) -> str:
-        """The layer must be replaceable and bytes or macs must be saved; compressing the factors must save bytes."""
-        if unfit := self.unfit(target):
+    def unfit(self, target: Target) -> str:
+        """The layer must be replaceable, and its weight have these ranks."""
+        if unfit := super().unfit(target):
             return unfit
         largest = self.layout(target).largest(target)
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
             return f"the largest ranks of the weight are {', '.join(map(str, largest))}"
+        return ""
+
+    def why_not(self, target: Target) -> str:
+        """The weight must fit and bytes or macs must be saved; compressing the factors must save bytes."""
+        if unfit := self.unfit(target):
+            return unfit
         whole = replace(self, then=Keep()).size_bytes(target)
         if whole >= target.dense_bytes and self.macs(target) >= target.macs:
             return f"takes {whole} bytes, the weight itself {target.dense_bytes}, and no fewer macs"
