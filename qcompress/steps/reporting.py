@@ -146,7 +146,10 @@ def make_report(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         candidates=() if guarded is None else guarded.candidates,
         undecided=() if guarded is None else guarded.undecided,
         chosen=None if guarded is None else guarded.best.name,
-        warnings=(*recount_warnings(taken, solution.usage, problem.budgets), *_warnings(request, outcome, checked)),
+        warnings=(
+            *recount_warnings(outcome.smaller, taken, solution.usage, problem.budgets),
+            *_warnings(request, outcome, checked),
+        ),
     )
     if run.path is not None:
         run.save("report.json", report.save)

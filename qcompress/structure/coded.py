@@ -35,7 +35,7 @@ LARGE = 1 << 10
 """Multiple of the rows and columns at which uses are compared to find how they depend on them."""
 
 MAX_ROUNDING = 2.0
-"""Bytes by which a size may differ from the form, because codes and masks are rounded up to whole bytes."""
+"""Bytes by which the size of a stored matrix may differ from the form: codes and masks are rounded to whole bytes."""
 
 SAME = 1e-9
 """Difference of multiply-accumulates from the form, relative to the largest ones: these are not rounded."""
@@ -172,11 +172,16 @@ def use_form(
     tested = shapes if len(shapes) <= MAX_SHAPES else shapes[:: len(shapes) // MAX_SHAPES]
     uses = [use(*shape) for shape in tested]
     excess = [used - form.of(*shape) for used, shape in zip(uses, tested, strict=True)]
-    rounding = MAX_ROUNDING if resource == "bytes" else SAME * max(uses)
+    rounding = MAX_ROUNDING * num_matrices(transform, target) if resource == "bytes" else SAME * max(uses)
     if max(excess) - min(excess) > 2 * rounding:
         return None
     constant = max(excess) if tested is shapes else max(*excess, min(excess) + rounding)
     return replace(form, constant=constant)
+
+
+def num_matrices(transform: Transform, target: Target) -> int:
+    """Return the number of matrices that a weight is stored as: one, or its factors."""
+    return max(len(transform.factor_targets(target)), 1)
 
 
 def use_addends(
