@@ -15,7 +15,7 @@ from qcompress.compressed.record import record_of
 from qcompress.errors import ModelError, OptionsError
 from qcompress.guard import KeptLoss
 from qcompress.measurement import Measurement
-from qcompress.measuring import combinations
+from qcompress.measuring import thinning
 from qcompress.measuring.channels import TRIED
 from qcompress.measuring.pair_terms import PAIR_STRENGTH
 from qcompress.measuring.recoded import fitted_in_turn
@@ -171,7 +171,7 @@ def test_a_run_is_resumed_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_many_layers_of_one_decision_share_their_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(combinations, "MAX_OPTIONS", 10)
+    monkeypatch.setattr(thinning, "MAX_OPTIONS", 10)
     shared = measure(network(), images(), CHANNELS + CODES)
     assert len(shared.transforms[1]) == 3 * 3
     assert {len({code.label for code in item.codes}) for item in shared.transforms[1] if isinstance(item, Jointly)} == {

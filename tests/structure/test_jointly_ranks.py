@@ -26,7 +26,7 @@ from qcompress.compressed.factored import Factored
 from qcompress.compressed.record import record_of
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring import combinations
+from qcompress.measuring import thinning
 from qcompress.model.counting import count
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Keep, Transform
@@ -298,13 +298,13 @@ def test_too_many_combinations_thin_out_ranks_before_layers_share_codes(
     measured: Measurement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, data, options = chain(), vectors(), CHANNELS + BITS + RANKS + RANKS.then(BITS)
-    monkeypatch.setattr(combinations, "MAX_OPTIONS", 30)
+    monkeypatch.setattr(thinning, "MAX_OPTIONS", 30)
     thinned = measure(model, data, options, loss="mse")
     place = [part.name for part in measured.parts].index("wide")
     bits_only = {option for option in measured.transforms[place] if not _has_rank(option)}
     assert bits_only < set(thinned.transforms[place]) < set(measured.transforms[place])
     assert len(thinned.transforms[place]) <= 30
-    monkeypatch.setattr(combinations, "MAX_OPTIONS", 5)
+    monkeypatch.setattr(thinning, "MAX_OPTIONS", 5)
     shared = measure(model, data, options, loss="mse")
     ranked = [option for option in shared.transforms[place] if _has_rank(option)]
     assert ranked
