@@ -25,6 +25,7 @@ from formulations.reductions.pricing import priced
 from formulations.reductions.restriction import restrict
 from solvers import Status, StopReason, UnsupportedProblemError, available, solve
 from solvers.composites import auto
+from solvers.kernels.paired_uses import PAIRS, sampled_partners
 from solvers.paired_budgets import UNPROVEN, solve_paired
 from solvers.run import as_solver
 from solvers.search import Search
@@ -309,3 +310,18 @@ def test_the_only_choice_within_two_budgets_is_found_by_every_solver(name: str) 
     found = solve(problem, name, seed=0, time_limit=5)
     assert found.choice is not None
     assert tuple(found.choice) == within[0]
+
+
+@pytest.mark.parametrize("sizes", [[2] * 50, [40] * 50, [2000] * 2, [1300] * 12, [5000]])
+def test_a_pass_of_the_descent_evaluates_a_bounded_number_of_pairs(sizes: list[int]) -> None:
+    """Between two passes the clock is checked; all partners have their turn."""
+    groups, seen = len(sizes), set()
+    for number in range(10_000):
+        first_group, step, first_option, thin = sampled_partners(sum(sizes), groups, number)
+        partners = range(first_group, groups, step)
+        pairs = sum(sizes) * sum(len(range(first_option, sizes[partner], thin)) for partner in partners)
+        assert pairs <= max(4 * PAIRS, sum(sizes) * len(partners))
+        seen |= {(partner, option) for partner in partners for option in range(first_option, sizes[partner], thin)}
+        if len(seen) == sum(sizes):
+            break
+    assert len(seen) == sum(sizes)

@@ -16,7 +16,10 @@ from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, switch, to_arrays
 
 PAIRS = 400_000
-"""Maximum number of pairs of switches evaluated in a pass of the descent; if there are more, partners are sampled."""
+"""Number of pairs of switches evaluated in a pass of the descent; if there are more, partners are sampled.
+
+These are groups, and if a group has very many options, also the options of one group.
+"""
 
 
 class PairedUses(NamedTuple):
@@ -205,18 +208,32 @@ def _cross_cost(a: Arrays, old1: int, new1: int, old2: int, new2: int) -> float:
 
 
 @compiled
+def sampled_partners(num_options: int, num_groups: int, number: int) -> tuple[int, int, int, int]:
+    """Return the first partner and the step to the next for a pass: groups, and the options of a group.
+
+    >>> sampled_partners(1000, 500, 7)  # a million pairs
+    (1, 2, 0, 1)
+    >>> sampled_partners(15_000, 12, 50)  # one group each, and every 46th of its options
+    (2, 12, 4, 46)
+    """
+    step = max(1, num_options * num_options // PAIRS)
+    groups, options = min(step, num_groups), max(1, step // num_groups)
+    return number % groups, groups, number // groups % options, options
+
+
+@compiled
 def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, first: int, passes: int, paired: bool) -> bool:
     """Improve a choice in place by single switches and, if ``paired``, by two switches at once, within the budgets.
 
     The descent ends when no switch improves the objective or after ``passes`` passes. Return whether the last pass
     still improved it. ``first`` is the number of the first pass, which selects the partners to try.
     """
-    step = max(1, len(a.cost) * len(a.cost) // PAIRS)
     num_budgets = len(u.limit)
     for number in range(first, first + passes):
         total, field, _ = begin(a, chosen)
         use_field, usage = begin_uses(u, chosen)
         improved = False
+        first_group, groups, first_option, options = sampled_partners(len(a.cost), len(chosen), number)
         for group in range(len(chosen)):
             old, best, least = chosen[group], -1, -1e-13 * (1.0 + abs(a.cost[chosen[group]]))
             for new in range(a.starts[group], a.starts[group + 1]):
@@ -234,7 +251,7 @@ def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, first: int, passe
         for group in range(len(chosen) if paired else 0):
             old1, best1, best2 = chosen[group], -1, -1
             least = -1e-13 * (1.0 + abs(a.cost[old1]))
-            for partner in range(number % step, len(chosen), step):
+            for partner in range(first_group, len(chosen), groups):
                 if partner == group:
                     continue
                 old2 = chosen[partner]
@@ -242,7 +259,7 @@ def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, first: int, passe
                     if new1 == old1:
                         continue
                     alone = delta(a, total, field, old1, new1)
-                    for new2 in range(a.starts[partner], a.starts[partner + 1]):
+                    for new2 in range(a.starts[partner] + first_option, a.starts[partner + 1], options):
                         if new2 == old2:
                             continue
                         change = alone + delta(a, total, field, old2, new2)
