@@ -1,7 +1,8 @@
-"""Channels and bits of a ResNet chosen jointly, against one after the other, at equal bytes and macs.
+"""Channels, bits and ranks of a ResNet chosen jointly, against one after the other, at equal bytes and macs.
 
 Jointly: `compress` with `prune_channels` and `prune_quantize` on offer together, under budgets for bytes and macs.
-The same in two rounds: the second one measures again in the network that the first has made smaller.
+The same in two rounds: the second one measures again in the network that the first has made smaller. With ranks:
+`low_rank` is on offer as well, and in one row `low_rank` and `prune_quantize` without channels.
 One after the other: channels are removed until the macs fit, then the bits of what is left are chosen until the bytes
 fit. With a budget for bytes only, the alternatives are bits alone, and channels first to a share of the bytes. All runs
 see the same images, compensate in the same way, and are judged on test images.
@@ -26,7 +27,7 @@ from qcompress import Options
 from qcompress.model.counting import count
 
 JOINTLY, FIRST_CHANNELS, BITS_ONLY = "jointly", "channels, then bits", "bits only"
-IN_ROUNDS = "jointly, two rounds"
+IN_ROUNDS, WITH_RANKS, NO_CHANNELS = "jointly, two rounds", "jointly, with ranks", "ranks and bits, no channels"
 SHARES = (0.75, 0.5)
 """Shares of the bytes that channels are removed to first, if the budget is for bytes only."""
 
@@ -55,6 +56,8 @@ class Study:
         self.whole_macs = count(self.model, self.data[:1], None).macs
         self.channels = qcompress.prune_channels(keep=arguments.keep)
         self.codes = qcompress.prune_quantize(bits=arguments.bits, sparsity=(0,), compensated=True)
+        factor_codes = qcompress.prune_quantize(bits=arguments.factor_bits, sparsity=(0,), compensated=True)
+        self.ranks = qcompress.low_rank(ratios=arguments.ratios).then(factor_codes)
 
     def compressed(
         self, name: str, model: nn.Module, budget: dict[str, Any], options: Options, rounds: int = 1
@@ -73,6 +76,10 @@ class Study:
             result = self.compressed("jointly", self.model, budget, self.channels + self.codes)
         elif choice == IN_ROUNDS:
             result = self.compressed("in_rounds", self.model, budget, self.channels + self.codes, rounds=2)
+        elif choice == WITH_RANKS:
+            result = self.compressed("with_ranks", self.model, budget, self.channels + self.codes + self.ranks)
+        elif choice == NO_CHANNELS:
+            result = self.compressed("ranks", self.model, budget, self.codes + self.ranks)
         elif choice == BITS_ONLY:
             result = self.compressed("bits", self.model, budget, self.codes)
         else:
@@ -109,16 +116,19 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=256, help="training images")
     parser.add_argument("--keep", type=float, nargs="+", default=(0.875, 0.75, 0.625, 0.5, 0.375, 0.25))
     parser.add_argument("--bits", type=int, nargs="+", default=(2, 3, 4, 5, 6, 8))
+    parser.add_argument("--ratios", type=float, nargs="+", default=(0.25, 0.5, 0.75), help="of ranks")
+    parser.add_argument("--factor-bits", type=int, nargs="+", default=(4, 6))
     parser.add_argument("--test", type=int, default=2500, help="test images")
     parser.add_argument("--time-limit", type=float, default=30, help="seconds for each solve")
     arguments = parser.parse_args()
     study, name = Study(arguments), f"jointly_resnet{arguments.depth}"
     original = cifar.accuracy(study.reference, study.labels)
-    settings = {key: getattr(arguments, key) for key in ("depth", "calibration", "keep", "bits", "test", "time_limit")}
+    of_all = ("depth", "calibration", "keep", "bits", "ratios", "factor_bits", "test", "time_limit")
+    settings = {key: getattr(arguments, key) for key in of_all}
     rows = Rows(study.folder / f"{name}.json", {"original": original, **settings})
     for macs, size in zip(arguments.macs, arguments.bytes, strict=True):
         others = [FIRST_CHANNELS] if macs < 1 else [BITS_ONLY, *(f"channels to {share}, then bits" for share in SHARES)]
-        for choice in (JOINTLY, IN_ROUNDS, *others):
+        for choice in (JOINTLY, IN_ROUNDS, WITH_RANKS, NO_CHANNELS, *others):
             if not rows.of(macs_share=macs, bytes_share=size, choice=choice):
                 try:
                     rows.add(study.row(macs, size, choice))
