@@ -1,8 +1,8 @@
 """Unfinished files and folders, which move to their place once they are complete.
 
 A process that is killed leaves its draft behind. Every draft is locked while it is written, and the next one of the
-same name removes those without a lock. Locks end with their process; Windows and some network drives have none, and
-there drafts are left alone.
+same name removes those without a lock. Locks end with their process, whatever processes it has forked; Windows and some
+network drives have none, and there drafts are left alone.
 """
 
 import contextlib
@@ -15,7 +15,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 EARLIER = "earlier"
-"""Name of a folder set aside in a draft, which is not removed with it."""
+"""Where a draft keeps what it is about to replace."""
+
+_handles: set[int] = set()
+"""Open files of the locks that this process holds."""
+
+
+def _forget_handles() -> None:
+    """Close the locks that a forked process shares with its parent, so that they end with the parent."""
+    for handle in _handles:
+        os.close(handle)
+    _handles.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_handles)
 
 
 @contextlib.contextmanager
@@ -24,6 +38,9 @@ def locked(path: Path) -> Iterator[bool | None]:
 
     Yields:
         True if it is locked, False if somebody else holds the lock, None if there are no locks.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -37,10 +54,11 @@ def locked(path: Path) -> Iterator[bool | None]:
     import fcntl
 
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of that name would wait for a writer
     except PermissionError:
         yield None
         return
+    _handles.add(handle)
     try:
         found: bool | None = True
         try:
@@ -51,7 +69,10 @@ def locked(path: Path) -> Iterator[bool | None]:
             found = None
         yield found
     finally:
-        os.close(handle)
+        if handle in _handles:  # else this is a forked process
+            _handles.remove(handle)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was just forked may not have closed its own yet
+            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -63,36 +84,42 @@ def draft(target: Path, make: Callable[[Path], None], folder: Path | None = None
         make: function that makes an empty file or folder.
         folder: where the draft is; None for beside ``target``.
     """
-    beside, name = folder or target.parent, target.name[:40]
+    beside = folder or target.parent
     while True:
-        path = beside / f".{name}.{secrets.token_hex(6)}.part"
+        path = beside / f".{target.name[:40]}.{secrets.token_hex(6)}.part"
         make(path)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(path))
-                path.stat()
-            except FileNotFoundError:  # taken for one that was left before it was locked
+                ours = stack.enter_context(locked(path))
+            except FileNotFoundError:
                 continue
-            _remove_left(beside, name)
-            try:
-                yield path
-            finally:
-                _remove(path)
+            if ours is False or not path.exists():
+                continue  # it was taken for one that was left, before it was locked
+            stack.callback(_remove, path)
+            _remove_left(beside, target)
+            yield path
             return
 
 
-def _remove_left(folder: Path, name: str) -> None:
-    """Remove the drafts of processes that were killed."""
-    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.part")
+def _remove_left(beside: Path, target: Path) -> None:
+    """Remove the drafts of processes that were killed; a folder that one had set aside goes back to its place."""
+    pattern = re.compile(rf"\.{re.escape(target.name[:40])}\.[0-9a-f]{{12}}\.part")
     with contextlib.suppress(OSError):  # others may remove it as well, or it may not be ours
-        for path in [path for path in folder.iterdir() if pattern.fullmatch(path.name)]:
-            with locked(path) as alone:
-                if alone and not (path / EARLIER).exists():
+        for path in [path for path in beside.iterdir() if pattern.fullmatch(path.name)]:
+            with locked(path) as ours:
+                if ours:
+                    if not os.path.lexists(target) and (path / EARLIER).exists():
+                        (path / EARLIER).rename(target)
                     _remove(path)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)  # what is left goes with the next one
-    else:
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    path.chmod(0o700)
+    for folder, inner, _ in os.walk(path):  # what cannot be written to cannot be emptied
+        for name in inner:
+            if not Path(folder, name).is_symlink():
+                Path(folder, name).chmod(0o700)
+    shutil.rmtree(path)

@@ -103,7 +103,8 @@ def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
         if not special and target.is_file() and not os.access(target, os.W_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
         with draft(target, partial(Path.mkdir, mode=0o700), Path(tempfile.gettempdir()) if special else None) as folder:
-            whole = folder / target.name  # in a separate folder on the same disk, so that moving is atomic
+            whole = folder / "new" / target.name  # in a separate folder on the same disk, so that moving is atomic
+            whole.parent.mkdir()
             yield whole
             if special:
                 with _written_into(path) as file, whole.open("rb") as content:

@@ -32,6 +32,12 @@ from qcompress.identity import identify
 
 JOURNAL = "run.json"
 FILE_KIND = FileKind("qcompress run", version=1)
+CODES = "codes"
+"""Folder of the codes of a model that is read block by block."""
+
+OWN_SUFFIXES = (".json", ".npz", ".safetensors", ".md", ".part")
+"""Suffixes of the files in a run folder."""
+
 BEAT_EVERY_S = 2.0
 WRITTEN, REPLACED, REUSED = "written", "replaced", "reused"
 """What a run did with a file; "replaced" is a step's value of an earlier run whose inputs have changed."""
@@ -292,6 +298,21 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             journal = {"steps": self._steps, "files": self._files, "output": self._output, "written": self._written}
             FILE_KIND.write_json(self.path / JOURNAL, journal)
+
+
+def require_no_file_of_its_own(folder: AnyPath | None, output: Path) -> None:
+    """Check that an engine's file takes the place of none that a run folder uses.
+
+    Raises:
+        OptionsError: it does.
+    """
+    if folder is None:
+        return
+    own, place = Path(folder).resolve(), output.resolve()
+    if place == own or (place.parent == own and (place.suffix in OWN_SUFFIXES or place.name == CODES)):
+        raise OptionsError(
+            f"output={str(output)!r} is a place that the run folder {folder} uses itself: name another file or folder"
+        )
 
 
 def output_of(folder: Path) -> Path | None:

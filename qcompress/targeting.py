@@ -28,7 +28,7 @@ from qcompress.model.batches import samples
 from qcompress.model.calibration import Calibration
 from qcompress.model.opened import opened_of
 from qcompress.proposals import feasible_settings
-from qcompress.run_folder import Kept, RunFolder, has_written, remove
+from qcompress.run_folder import Kept, RunFolder, has_written, remove, require_no_file_of_its_own
 from qcompress.steps import Request
 from qcompress.steps.choosing import local_solver, unless_interrupted
 from solvers import Solution, Solver, solve
@@ -71,6 +71,7 @@ def engine_for(
     if output is None:
         require_companions(engine, None)
     else:
+        require_no_file_of_its_own(folder, Path(output))
         require_free(engine, Path(output), own=has_written(folder, Path(output)))
     try:
         engine.sizes(calibration.model, (), (), calibration.first_batch())

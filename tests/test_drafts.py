@@ -1,13 +1,17 @@
 """What a killed process leaves behind goes with the next draft of the same name, and nothing else does."""
 
+import contextlib
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from formulations.drafts import EARLIER, draft
+from formulations.drafts import EARLIER, draft, locked
 from formulations.files import drafting, replacing
 
 KILLED = """
@@ -25,6 +29,19 @@ else:
         draft.mkdir()
         (draft / "half").write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+ORPHAN = """
+import os, signal, sys, time
+from pathlib import Path
+from formulations.drafts import locked
+with locked(Path(sys.argv[1])):
+    if child := os.fork():
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(1)
+    time.sleep(60)
 """
 
 
@@ -57,26 +74,73 @@ def test_drafts_in_progress_and_files_of_other_names_stay(tmp_path: Path) -> Non
     assert (tmp_path / "small").read_text() == "first"
 
 
-def test_a_folder_that_was_set_aside_is_not_removed(tmp_path: Path) -> None:
+def test_a_folder_that_was_set_aside_goes_back_before_it_is_replaced(tmp_path: Path) -> None:
+    """The process was killed between moving the earlier folder away and moving the new one to its place."""
     left = tmp_path / ".small.0123456789ab.part"
     (left / EARLIER).mkdir(parents=True)
     (left / EARLIER / "config.json").write_text("mine")
+    with pytest.raises(ZeroDivisionError), drafting(tmp_path / "small", over_folder=True):
+        raise ZeroDivisionError
+    assert (tmp_path / "small" / "config.json").read_text() == "mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("name", [EARLIER, "new", "small"])
+def test_a_folder_of_any_name_is_replaced_with_all_that_is_in_it(name: str, tmp_path: Path) -> None:
+    target = tmp_path / name
+    (target / "kept" / "deep").mkdir(parents=True)
+    (target / "kept" / "deep" / "file").write_text("earlier")
+    (target / "kept").chmod(0o555)
+    with drafting(target, over_folder=True) as whole:
+        whole.mkdir()
+        (whole / "file").write_text("new")
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert [file.name for file in target.iterdir()] == ["file"]
+
+
+def test_a_pipe_with_the_name_of_a_draft_does_not_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".small.0123456789ab.part")
     with replacing(tmp_path / "small") as file:
         file.write(b"whole")
-    assert (left / EARLIER / "config.json").read_text() == "mine"
+    assert (tmp_path / "small").read_text() == "whole"
 
 
-def test_a_draft_that_another_process_took_for_one_left_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", [True, False])
+def test_a_draft_that_another_process_took_for_one_left_is_made_again(held: bool, tmp_path: Path) -> None:
+    """The other one has removed it, or holds the lock and is about to."""
     made = []
 
-    def make(path: Path) -> None:
-        made.append(path)
-        if len(made) > 1:
-            path.touch()
+    with contextlib.ExitStack() as other:
 
-    with draft(tmp_path / "small", make) as path:
-        assert [path] == made[1:]
-    assert not list(tmp_path.iterdir())
+        def make(path: Path) -> None:
+            made.append(path)
+            if held or len(made) > 1:
+                path.touch()
+            if held and len(made) == 1:
+                other.enter_context(locked(path))
+
+        with draft(tmp_path / "small", make) as path:
+            assert [path] == made[1:]
+    assert not path.exists()
+
+
+def test_a_lock_ends_with_its_block_and_with_its_process_whatever_that_has_forked(tmp_path: Path) -> None:
+    """Workers of a DataLoader are forked, and may live longer."""
+    context = multiprocessing.get_context("fork")
+    with locked(tmp_path):
+        worker = context.Process(target=time.sleep, args=(60,))
+        worker.start()
+    with locked(tmp_path) as again:
+        assert again
+    worker.kill()
+    worker.join()
+    run = subprocess.run([sys.executable, "-c", ORPHAN, str(tmp_path)], check=False, stdout=subprocess.PIPE, text=True)
+    assert run.returncode < 0
+    try:
+        with locked(tmp_path) as again:
+            assert again
+    finally:
+        os.kill(int(run.stdout), signal.SIGKILL)
 
 
 def write_often(path: Path, text: str) -> None:

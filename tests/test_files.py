@@ -551,6 +551,7 @@ WRITES = re.compile(
 OTHERS = {  # what writes files and is not meant to replace anything
     "formulations/file_kinds.py",  # through replacing()
     "formulations/files.py",
+    "formulations/drafts.py",  # puts back what was set aside
     "solvers/exact/milp.py",  # the log of a solver's process, in a temporary folder
     "qcompress/engines/compressed_tensors.py",  # engines write to the place that drafting() gives them
     "qcompress/engines/llama_cpp/container.py",

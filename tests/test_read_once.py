@@ -1,12 +1,13 @@
 """Data that can be read once, though they have a length or are no generator, are refused as such."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 import qcompress
 from qcompress.errors import DataError
@@ -90,3 +91,44 @@ def test_a_list_is_neither_wrapped_nor_read() -> None:
     wrapped = checked_data(DataLoader(data), "data")
     assert checked_data(wrapped, "data") is wrapped
     assert isinstance(wrapped, Passes)
+
+
+@pytest.mark.parametrize("sampler", [False, True])
+def test_a_loader_with_a_generator_of_its_own_is_read_in_the_same_order_when_a_step_is_repeated(sampler: bool) -> None:
+    """As one is that shuffles by torch's own; and the generator is left as it was."""
+    own = torch.Generator().manual_seed(5)
+    data = torch.arange(20.0)
+    drawn = RandomSampler(data, generator=own) if sampler else None
+    loader = DataLoader(data, batch_size=4, shuffle=None if sampler else True, sampler=drawn, generator=own)
+    before = own.get_state()
+
+    def step() -> list[list[float]]:
+        torch.manual_seed(0)
+        return [torch.cat(list(checked_data(loader))).tolist() for _ in range(3)]
+
+    first = step()
+    assert step() == first
+    assert first[0] != first[1]
+    assert torch.equal(own.get_state(), before)
+
+
+def test_fine_tuning_that_was_cut_goes_on_alike_with_a_loader_that_has_a_generator(tmp_path: Path) -> None:
+    class CutError(Exception):
+        pass
+
+    def run(folder: Path, cut: bool = False) -> dict[str, Tensor]:
+        def tell(progress: Any) -> None:
+            if cut:
+                raise CutError
+
+        generator = torch.Generator().manual_seed(5)
+        loader = DataLoader(torch.cat(batches()), batch_size=8, shuffle=True, generator=generator)
+        result = compress(loader, validation=batches(1), finetune_steps=8, folder=folder, on_finetune=tell)
+        return dict(result.model.state_dict())
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(CutError):
+        run(tmp_path / "cut", cut=True)
+    resumed = run(tmp_path / "cut")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())

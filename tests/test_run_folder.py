@@ -300,6 +300,14 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
         assert run.path == tmp_path
 
 
+@pytest.mark.parametrize("output", ["measurement.npz", "run.json", "new.safetensors", "codes", "apply.part", "."])
+def test_an_engines_file_takes_no_place_of_the_run_folder(output: str, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"target": "onnxruntime", "output": tmp_path / "run" / output, "folder": tmp_path / "run"}
+    with pytest.raises(OptionsError, match=r"is a place that the run folder .*run uses itself: name another file"):
+        compress(nn.Linear(4, 2), [torch.randn(8, 4)], budget={"bytes": 0.5}, **more)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(OptionsError, match="rounds"):
         compress(

@@ -94,7 +94,7 @@ def load(model: str, compressed: Path) -> "nn.Module":
         typer.BadParameter: the run has no model file, because its model was read block by block.
     """
     import qcompress
-    from qcompress.steps.opened import CODES
+    from qcompress.run_folder import CODES
 
     folder = compressed if compressed.is_dir() else compressed.parent
     if not compressed.is_file() and (folder / CODES).is_dir():

@@ -17,13 +17,11 @@ from qcompress.measuring.streamed.forecast import as_bytes
 from qcompress.measuring.streamed.supported import require_supported
 from qcompress.model.batches import samples
 from qcompress.model.opened import opened_of
-from qcompress.run_folder import Kept, RunFolder
+from qcompress.run_folder import CODES, Kept, RunFolder
 from qcompress.steps.request import MODEL_FILE, Request
 from qcompress.streaming.applying import apply
 from qcompress.streaming.encoding import need_inputs
 from solvers import Solution
-
-CODES = "codes"
 
 
 def require_supported_steps(request: Request) -> None:
