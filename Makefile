@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## compress a small network with several solvers (under two minutes)
 	$(BIN)/qcompress demo
 
-test: $(READY)  ## the test suite (about 19 minutes on two cores)
+test: $(READY)  ## the test suite (about 14 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(READY)  ## the quickest tests (under two minutes on two cores)

@@ -6,6 +6,7 @@ network drives have none, and there drafts are left alone.
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 EARLIER = "earlier"
-"""Where a draft keeps what it is about to replace."""
+"""Folder of a draft in which is, under its own name, what it is about to replace."""
 
 _handles: set[int] = set()
 """Open files of the locks that this process holds."""
@@ -40,7 +41,7 @@ def locked(path: Path) -> Iterator[bool | None]:
         True if it is locked, False if somebody else holds the lock, None if there are no locks.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``.
+        FileNotFoundError: there is nothing at ``path``, or it was removed before it was locked.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -67,6 +68,8 @@ def locked(path: Path) -> Iterator[bool | None]:
             found = False
         except OSError:
             found = None
+        if not os.path.samestat(os.fstat(handle), path.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
         yield found
     finally:
         if handle in _handles:  # else this is a forked process
@@ -93,24 +96,33 @@ def draft(target: Path, make: Callable[[Path], None], folder: Path | None = None
                 ours = stack.enter_context(locked(path))
             except FileNotFoundError:
                 continue
-            if ours is False or not path.exists():
+            if ours is False:
                 continue  # it was taken for one that was left, before it was locked
             stack.callback(_remove, path)
-            _remove_left(beside, target)
+            clear_left(target, beside)
             yield path
             return
 
 
-def _remove_left(beside: Path, target: Path) -> None:
-    """Remove the drafts of processes that were killed; a folder that one had set aside goes back to its place."""
+def clear_left(target: Path, folder: Path | None = None) -> None:
+    """Remove the drafts of processes that were killed; a folder that one had set aside goes back to its place.
+
+    Args:
+        target: what the drafts were going to be.
+        folder: where they are; None for beside ``target``.
+    """
     pattern = re.compile(rf"\.{re.escape(target.name[:40])}\.[0-9a-f]{{12}}\.part")
-    with contextlib.suppress(OSError):  # others may remove it as well, or it may not be ours
-        for path in [path for path in beside.iterdir() if pattern.fullmatch(path.name)]:
-            with locked(path) as ours:
-                if ours:
-                    if not os.path.lexists(target) and (path / EARLIER).exists():
-                        (path / EARLIER).rename(target)
-                    _remove(path)
+    left: list[Path] = []
+    with contextlib.suppress(OSError):  # it cannot be read
+        left = [path for path in (folder or target.parent).iterdir() if pattern.fullmatch(path.name)]
+    for path in left:
+        with contextlib.suppress(OSError), locked(path) as ours:  # others may remove it, or it belongs to somebody else
+            aside = path / EARLIER / target.name
+            if not ours or ((path / EARLIER).exists() and not aside.exists()):
+                continue  # it is in use, or keeps something whose name only begins like this one
+            if aside.exists() and not os.path.lexists(target):
+                aside.rename(target)
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

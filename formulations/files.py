@@ -113,7 +113,7 @@ def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
             if target.is_dir():
                 if whole.is_file():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
-                _exchange(whole, target, folder / EARLIER, over_folder=over_folder)
+                _exchange(whole, target, folder / EARLIER / target.name, over_folder=over_folder)
                 return
             if target.exists():
                 whole.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -129,6 +129,7 @@ def _exchange(whole: Path, target: Path, aside: Path, *, over_folder: bool) -> N
     """Move a draft to a folder's place, which is empty unless ``over_folder``."""
     if over_folder:
         whole.chmod(stat.S_IMODE(target.stat().st_mode))
+        aside.parent.mkdir()
         target.rename(aside)
     else:
         target.rmdir()

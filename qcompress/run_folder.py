@@ -35,7 +35,7 @@ FILE_KIND = FileKind("qcompress run", version=1)
 CODES = "codes"
 """Folder of the codes of a model that is read block by block."""
 
-OWN_SUFFIXES = (".json", ".npz", ".safetensors", ".md", ".part")
+OWN_SUFFIXES = (".json", ".npz", ".safetensors", ".md", ".part", ".codes")
 """Suffixes of the files in a run folder."""
 
 BEAT_EVERY_S = 2.0
@@ -112,19 +112,23 @@ class RunFolder:
             yield run
             return
         new = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
-        run.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with locked(run.path) as alone:
-                if alone is False:
-                    raise OptionsError(
-                        f"another run is in progress in {run.path}: wait until it has ended, or name another folder"
-                    )
+        with contextlib.ExitStack() as stack:
+            alone = None
+            while alone is None:
+                run.path.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # a run that was refused has just removed it
+                    alone = stack.enter_context(locked(run.path)) is not False
+            if not alone:
+                raise OptionsError(
+                    f"another run is in progress in {run.path}: wait until it has ended, or name another folder"
+                )
+            try:
                 yield cls(path)  # as it is now that nobody else writes to it
-        except BaseException:
-            for folder in new:
-                with contextlib.suppress(OSError):  # something was written there
-                    folder.rmdir()
-            raise
+            except BaseException:
+                for folder in new:
+                    with contextlib.suppress(OSError):  # something was written there
+                        folder.rmdir()
+                raise
 
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
@@ -301,10 +305,10 @@ class RunFolder:
 
 
 def require_no_file_of_its_own(folder: AnyPath | None, output: Path) -> None:
-    """Check that an engine's file takes the place of none that a run folder uses.
+    """Check that an engine's file does not overwrite a file of the run folder.
 
     Raises:
-        OptionsError: it does.
+        OptionsError: it would.
     """
     if folder is None:
         return

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from formulations import Problem
+from formulations.drafts import clear_left
 from formulations.files import AnyPath, drafting
 from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, without_resources
 from qcompress.engines.base import Engine
@@ -72,6 +73,7 @@ def engine_for(
         require_companions(engine, None)
     else:
         require_no_file_of_its_own(folder, Path(output))
+        clear_left(Path(output))
         require_free(engine, Path(output), own=has_written(folder, Path(output)))
     try:
         engine.sizes(calibration.model, (), (), calibration.first_batch())

@@ -1,17 +1,15 @@
 """What a killed process leaves behind goes with the next draft of the same name, and nothing else does."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from formulations.drafts import EARLIER, draft, locked
+from formulations.drafts import EARLIER, clear_left, draft, locked
 from formulations.files import drafting, replacing
 
 KILLED = """
@@ -31,6 +29,37 @@ else:
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
+
+FORKED = """
+import multiprocessing, sys, time
+from pathlib import Path
+from formulations.drafts import locked
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+with locked(Path(sys.argv[1])):
+    worker.start()
+with locked(Path(sys.argv[1])) as again:
+    print(again)
+worker.kill()
+"""
+
+WRITERS = """
+import multiprocessing, sys
+from pathlib import Path
+from formulations.files import replacing
+
+def write_often(text):
+    for _ in range(200):
+        with replacing(Path(sys.argv[1])) as file:
+            file.write(text.encode())
+
+context = multiprocessing.get_context("fork")
+writers = [context.Process(target=write_often, args=(text,)) for text in ("one", "two", "three")]
+for writer in writers:
+    writer.start()
+for writer in writers:
+    writer.join()
+print([writer.exitcode for writer in writers])
+"""
 
 ORPHAN = """
 import os, signal, sys, time
@@ -77,8 +106,8 @@ def test_drafts_in_progress_and_files_of_other_names_stay(tmp_path: Path) -> Non
 def test_a_folder_that_was_set_aside_goes_back_before_it_is_replaced(tmp_path: Path) -> None:
     """The process was killed between moving the earlier folder away and moving the new one to its place."""
     left = tmp_path / ".small.0123456789ab.part"
-    (left / EARLIER).mkdir(parents=True)
-    (left / EARLIER / "config.json").write_text("mine")
+    (left / EARLIER / "small").mkdir(parents=True)
+    (left / EARLIER / "small" / "config.json").write_text("mine")
     with pytest.raises(ZeroDivisionError), drafting(tmp_path / "small", over_folder=True):
         raise ZeroDivisionError
     assert (tmp_path / "small" / "config.json").read_text() == "mine"
@@ -124,37 +153,35 @@ def test_a_draft_that_another_process_took_for_one_left_is_made_again(held: bool
     assert not path.exists()
 
 
+def printed(program: str, path: Path) -> str:
+    """What a program prints; forks belong into a process without threads."""
+    run = subprocess.run([sys.executable, "-c", program, str(path)], check=False, stdout=subprocess.PIPE, text=True)
+    return run.stdout.strip()
+
+
 def test_a_lock_ends_with_its_block_and_with_its_process_whatever_that_has_forked(tmp_path: Path) -> None:
     """Workers of a DataLoader are forked, and may live longer."""
-    context = multiprocessing.get_context("fork")
-    with locked(tmp_path):
-        worker = context.Process(target=time.sleep, args=(60,))
-        worker.start()
-    with locked(tmp_path) as again:
-        assert again
-    worker.kill()
-    worker.join()
-    run = subprocess.run([sys.executable, "-c", ORPHAN, str(tmp_path)], check=False, stdout=subprocess.PIPE, text=True)
-    assert run.returncode < 0
+    assert printed(FORKED, tmp_path) == "True"
+    orphan = int(printed(ORPHAN, tmp_path))
     try:
         with locked(tmp_path) as again:
             assert again
     finally:
-        os.kill(int(run.stdout), signal.SIGKILL)
-
-
-def write_often(path: Path, text: str) -> None:
-    for _ in range(200):
-        with replacing(path) as file:
-            file.write(text.encode())
+        os.kill(orphan, signal.SIGKILL)
 
 
 def test_processes_that_write_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=write_often, args=(tmp_path / "small", text)) for text in ("one", "two", "three")]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert printed(WRITERS, tmp_path / "small") == "[0, 0, 0]"
     assert [file.name for file in tmp_path.iterdir()] == ["small"]
+
+
+def test_what_was_set_aside_for_a_name_that_only_begins_alike_stays(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"{'a name of more than forty characters, ' * 2}{end}" for end in ("1", "2"))
+    left = tmp_path / f".{first.name[:40]}.0123456789ab.part"
+    (left / EARLIER / first.name).mkdir(parents=True)
+    with replacing(second) as file:
+        file.write(b"whole")
+    assert (left / EARLIER / first.name).is_dir()
+    clear_left(first)
+    assert first.is_dir()
+    assert not left.exists()

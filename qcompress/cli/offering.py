@@ -194,8 +194,9 @@ class OfferFlags:
         if self.slices is not None and "sliced" not in factoring.get("kinds", ()):
             raise typer.BadParameter("--slices needs the kind sliced, for example --kinds sliced --slices 2,4.")
         if removing:
-            compensated = self.compensated is not None and not coding
-            if not quantizing and (compensated or not self.prune_quantize):
+            if not quantizing and self.compensated is not None and not coding:
+                raise typer.BadParameter("with --channels, --compensated needs --bits, --sparsity or --factor-bits.")
+            if not quantizing and not self.prune_quantize and not (self.low_rank or factoring or coding):
                 raise typer.BadParameter("with --channels, codes are on offer only if --bits or --sparsity is given.")
             return
         if self.compensated is not None and not (self.prune_quantize or coding):

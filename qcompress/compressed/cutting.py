@@ -92,7 +92,9 @@ def beyond(cuts: Cuts, earlier: Cuts, model: nn.Module) -> dict[tuple[str, int],
     left = {}
     for (name, dim), gone in cuts.items():
         before = earlier.get((name, dim), ())
-        if before and name not in shapes:
+        if name not in shapes:
+            if not before:
+                left[name, dim] = list(gone)
             continue
         present = np.setdiff1d(np.arange(shapes[name][dim] + len(before)), before)
         left[name, dim] = np.flatnonzero(np.isin(present, gone)).tolist()

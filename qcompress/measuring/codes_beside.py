@@ -83,13 +83,13 @@ class Coded:
         for layer, weight in zip(found, weights, strict=True):
             name = layer.part.name
             dense = _why_dense(layer, removals, macs, kept)
-            fitting, beside, anyway = _fitting(layer, weight, offered[name].offers, kept, dense)
+            fitting, no_ranks, no_codes = _fitting(layer, weight, offered[name].offers, kept, dense)
             if not fitting:
-                reasons[name] = needed.get(name) or beside or anyway
+                reasons[name] = needed.get(name) or no_ranks or no_codes
                 continue
             layers.append(layer)
             options[name] = Options(fitting)
-            if (why := needed.get(name) or beside) and not replaces(layer, fitting):
+            if (why := needed.get(name) or no_ranks) and not replaces(layer, fitting):
                 notes.append(f"{name}: no ranks beside channels, {why}")
         if offered and not layers:
             why = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
@@ -145,7 +145,7 @@ def _why_dense(
 def _fitting(
     layer: CodedLayer, weight: Weight, offers: Sequence[Offer], kept: Mapping[int, Sequence[int]], dense: str
 ) -> tuple[tuple[Transform, ...], str, str]:
-    """Return the transforms on offer for a layer, why others are not beside channels, and why others are not anyway.
+    """Return the transforms on offer for a layer, why no ranks are that would be without channels, and why no others.
 
     Args:
         layer: the layer.
@@ -154,17 +154,19 @@ def _fitting(
         kept: for every set (by index) the numbers of units that may stay.
         dense: why no factors are on offer, or an empty string.
     """
-    found, beside, anyway = list[Transform](), "", ""
+    found, no_ranks, no_codes = list[Transform](), "", ""
     at_home = kept if layer.home is None else with_home_kept(layer, kept, max(kept[layer.home]))
     for offer in offers:
         transform = offer.resolve(weight) if isinstance(offer, RANKS) else offer
         if not isinstance(transform, Transform):
-            anyway = anyway or offer.unfit(weight.target) or "no rank on offer saves anything"
-        elif why := _why_not(transform, layer, kept, at_home, dense):
-            beside = beside or why
-        else:
+            no_codes = no_codes or offer.unfit(weight.target) or "no rank on offer saves anything"
+        elif not (why := _why_not(transform, layer, kept, at_home, dense)):
             found.append(transform)
-    return tuple(found), beside, anyway
+        elif transform.replaces_layer(weight.target):
+            no_ranks = no_ranks or why
+        else:
+            no_codes = no_codes or why
+    return tuple(found), no_ranks, no_codes
 
 
 def _why_not(

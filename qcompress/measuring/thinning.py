@@ -33,6 +33,8 @@ def chosen_codes(
         codes: options of each layer.
         best_first: the options of each layer that are ranks, the most useful first.
     """
+    if not codes:
+        return [()]
     others = [
         [number for number in range(len(own)) if number not in ranks]
         for own, ranks in zip(codes, best_first, strict=True)

@@ -215,7 +215,7 @@ def _different(before: Any, now: Any) -> set[object]:
         return set() if before == now else {""}
     if isinstance(before, list):
         before, now = dict(enumerate(before)), dict(enumerate(now))
-    if list(map(id, before.values())) == list(map(id, now.values())) and list(before) == list(now):
+    if [*map(id, before), *map(id, before.values())] == [*map(id, now), *map(id, now.values())]:
         return set()
     unlike: set[object] = {key for key in before.keys() & now.keys() if not _same(before[key], now[key])}
     return unlike.union(before.keys() ^ now.keys())

@@ -51,7 +51,7 @@ def recount_warnings(
 ) -> Iterator[str]:
     """Yield a warning for every resource that was not predicted correctly.
 
-    Fewer bytes are, by up to what was reserved for rounding codes to whole bytes.
+    Bytes may be fewer by what was reserved for rounding codes to whole bytes.
     """
     parts = () if (record := record_of(smaller)) is None else record.parts
     reserved = 2 * MAX_ROUNDING * sum(num_matrices(item.transform, item.part.target) for item in parts)

@@ -91,7 +91,7 @@ class UseForm:
     constant: float
 
     def of(self, rows: float, columns: float) -> float:
-        """Return the bytes of a weight of this shape."""
+        """Return the use of a weight of this shape."""
         return self.area * rows * columns + self.row * rows + self.column * columns + self.constant
 
 
@@ -168,7 +168,9 @@ def use_form(
     row = (corners[1, 0] - corners[0, 0]) / rows - area * columns
     column = (corners[0, 1] - corners[0, 0]) / columns - area * rows
     form = UseForm(area=area, row=row, column=column, constant=0.0)
-    shapes = layer.shapes(kept)
+    shapes = [shape for shape in layer.shapes(kept) if not transform.unfit(target.of_shape(*shape))]
+    if not shapes:
+        return None
     tested = shapes if len(shapes) <= MAX_SHAPES else shapes[:: len(shapes) // MAX_SHAPES]
     uses = [use(*shape) for shape in tested]
     excess = [used - form.of(*shape) for used, shape in zip(uses, tested, strict=True)]

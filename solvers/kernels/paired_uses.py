@@ -18,7 +18,7 @@ from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, switch
 PAIRS = 400_000
 """Number of pairs of switches evaluated in a pass of the descent; if there are more, partners are sampled.
 
-These are groups, and if a group has very many options, also the options of one group.
+A pass takes some groups as partners, and of very large groups some options.
 """
 
 

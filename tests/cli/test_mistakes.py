@@ -74,7 +74,11 @@ MISTAKES = [
     ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
     ([*MEASURE[:3], "--channels", "--bits", "4", "--no-prune-quantize"], USAGE, "--bits has no effect with"),
     ([*MEASURE[:3], "--channels", "--ranks", "4", "--slices", "2"], USAGE, "--slices needs the kind sliced"),
-    ([*MEASURE[:3], "--channels", "--no-compensated"], USAGE, "codes are on offer only if --bits or --sparsity"),
+    (
+        [*MEASURE[:3], "--channels", "--no-compensated"],
+        USAGE,
+        "--compensated needs --bits, --sparsity or --factor-bits",
+    ),
     ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits has no effect with --no-prune-quantize"),
     ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "no compression options enabled"),
     (

@@ -28,7 +28,8 @@ class UnitForecast:
     Attributes:
         name: name of the block, or a description of the unit.
         weights: bytes of its weights.
-        options: bytes of all its options in stored form, and of the moments that they are fitted to.
+        options: bytes of all its options in stored form, of the moments that they are fitted to, and of other units'
+            options that are held at the same time.
         working: the largest temporary allocation.
         at_least: whether it may be larger.
     """

@@ -86,7 +86,10 @@ def unit_forecasts(
     """
     tokens = max(shape[:-1].numel() for shape in sweep.shapes)
     itemsize = sweep.dtype.itemsize
-    outside = [part for part in parts if sweep.opened.block_of(part.modules[0]) is None]
+    of_block: dict[int | None, list[Part]] = {}
+    for part in parts:
+        of_block.setdefault(sweep.opened.block_of(part.modules[0]), []).append(part)
+    outside = of_block.get(None, [])
     numbers = output.numel() * tokens // sweep.shapes[0][:-1].numel()
     around = forecast_of("everything outside the blocks", 0, outside, options, 8 * 4 * numbers)
     # options outside the blocks that are run alone: codes of all, and one of them decoded
@@ -94,7 +97,7 @@ def unit_forecasts(
     forecasts: list[UnitForecast] = []
     passes: dict[object, tuple[int, bool]] = {}
     for block, path in enumerate(sweep.opened.blocks):
-        block_parts = [part for part in parts if sweep.opened.block_of(part.modules[0]) == block]
+        block_parts = of_block.get(block, [])
         through = sum(part.target.per_channel + part.target.channels for part in block_parts)
         weights, passing = sweep.opened.block_bytes(path), 4 * tokens * through * itemsize
         forecast = forecast_of(f"block {path!r}", weights, block_parts, options, passing, beside)
