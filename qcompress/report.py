@@ -27,6 +27,9 @@ class PartReport:
     loss_alone_error: float | None = None
 
 
+MOST_NOTES = 5
+"""Number of the measurement's notes that are shown."""
+
 TRIED = ("candidates", "undecided", "rounds")
 """Fields of a report that are lists, and what they hold."""
 
@@ -74,6 +77,7 @@ class Report:
         rounds: name, losses and use of every round if channels were removed in rounds (see `qcompress.compress`); the
             result is the last one's, unless the first loses less.
         warnings: where these numbers may not hold, and how to improve them.
+        measuring: notes of the measurement, such as why a layer has none of the ranks on offer.
     """
 
     loss: str
@@ -107,6 +111,7 @@ class Report:
     loss_predicted_error: float | None = None
     loss_validation_error: float | None = None
     metric_name: str = "metric"
+    measuring: tuple[str, ...] = ()
 
     @property
     def over_file_budget(self) -> float:
@@ -141,7 +146,7 @@ class Report:
         with FILE_KIND.building(path):
             value |= {name: tuple(map(Candidate.from_json, value[name])) for name in TRIED}
             value["parts"] = tuple(PartReport(**entry) for entry in value["parts"])
-            return cls(**{**value, "warnings": tuple(value["warnings"])})
+            return cls(**{**value, **{name: tuple(value[name]) for name in ("warnings", "measuring")}})
 
     def __repr__(self) -> str:
         uses = ", ".join(f"{amount(used)} of {amount(self.original[name])} {name}" for name, used in self.usage.items())
@@ -189,7 +194,12 @@ class Report:
 
     def notes(self) -> list[str]:
         """Return what this run did besides choosing, and what it found, a sentence each: times, refining, rounds."""
-        return [*self._timing(), *self._minimizing(), *self._refining(), *self._repeating(), *self._rounds()]
+        told = [f"measuring: {note}" for note in self.measuring[:MOST_NOTES]]
+        if len(self.measuring) > MOST_NOTES:
+            told.append(f"measuring: {plural(len(self.measuring) - MOST_NOTES, 'more note')} in report.json")
+        return [
+            *told, *self._timing(), *self._minimizing(), *self._refining(), *self._repeating(), *self._rounds()
+        ]  # fmt: skip
 
     def _resources(self) -> str:
         """Table of what the model took and takes."""

@@ -146,6 +146,7 @@ def make_report(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         candidates=() if guarded is None else guarded.candidates,
         undecided=() if guarded is None else guarded.undecided,
         chosen=None if guarded is None else guarded.best.name,
+        measuring=measurement.notes,
         warnings=(
             *recount_warnings(outcome.smaller, taken, solution.usage, problem.budgets),
             *_warnings(request, outcome, checked),

@@ -29,6 +29,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring import thinning
 from qcompress.model.counting import count
 from qcompress.options import transform_from_json
+from qcompress.report import Report
 from qcompress.transforms.base import Keep, Transform
 from qcompress.transforms.channels import Jointly, RemoveChannels
 from qcompress.transforms.low_rank.factors import LowRank
@@ -335,3 +336,12 @@ def test_what_is_not_supported_with_ranks_is_refused_before_any_pass(
             compress(model, data, budget={"latency_s": 0.5}, **source)  # type: ignore[arg-type]
     with pytest.raises(OptionsError, match=r"target= is not supported for channels"):
         compress(model, data, budget={"bytes": 0.5}, options=CHANNELS + RANKS, target="onnxruntime")
+
+
+def test_the_report_says_which_layers_have_no_ranks_and_comes_back(tmp_path: Path) -> None:
+    options = prune_channels(keep=(0.75, 0.25)) + low_rank(ranks=(7,), kinds=("channels",)) + prune_quantize(bits=(8,))
+    result = compress(chain(), vectors(), options=options, budget={"macs": 0.8}, loss="mse", time_limit=2)
+    assert result.report.measuring == result.measurement.notes != ()
+    assert f"- measuring: {result.measurement.notes[0]}" in result.report.to_markdown()
+    result.report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json").measuring == result.report.measuring
