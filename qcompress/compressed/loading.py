@@ -56,16 +56,16 @@ def cut_differences(contents: Contents, cuts: Cuts, model: nn.Module) -> list[st
     shapes = {item.name: list(item.tensor.shape) for item in held_tensors(model)}
     expected: dict[str, list[int]] = {}
     for (name, dim), indices in cuts.items():
-        if name not in contents.state and name in shapes:
-            continue
-        if name not in contents.state:
+        if name not in shapes:
             return [f"it lacks {name!r}"]
+        if name not in contents.state:
+            continue
         shape = expected.setdefault(name, list(contents.state[name].shape))
         shape[dim] += len(indices)
     return [
-        f"{name!r} is of shape {shapes.get(name)}, the file was cut from {shape}"
+        f"{name!r} is of shape {shapes[name]}, the file was cut from {shape}"
         for name, shape in expected.items()
-        if shapes.get(name) != shape
+        if shapes[name] != shape
     ]
 
 
@@ -130,5 +130,7 @@ def refuse(path: AnyPath, differences: list[str]) -> None:
     if different := list(dict.fromkeys(differences)):  # the blocks of a layer differ in the same way
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise ArtefactError(
-            f"the given model has another architecture than the one in {path}: {'; '.join(different[:3])}{more}"
+            f"the given model has another architecture than the one in {path}: {'; '.join(different[:3])}{more}. "
+            "A model that was compressed twice is loaded into the result of the first time: "
+            "load_compressed(path, lambda: load_compressed(first_path, model_factory))"
         )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qcompress.measuring.codes_beside import numbers_kept, with_home_kept
 from qcompress.measuring.removals import Removals
-from qcompress.measuring.thinning import chosen_codes, most_useful
+from qcompress.measuring.thinning import chosen_codes
 from qcompress.structure.coded import CodedLayer
 from qcompress.transforms.base import Transform
 
@@ -25,11 +25,13 @@ class Decision:
         set_index: index of the set whose width it includes, or None.
         layers: indices of the layers whose codes it includes.
         rows: ``(options, 1 or 0 + layers)`` option of the set, then of every layer.
+        left_out: which combinations are not among them, or an empty string.
     """
 
     set_index: int | None
     layers: tuple[int, ...]
     rows: NDArray[np.int64]
+    left_out: str = ""
 
     def of_set(self) -> NDArray[np.int64]:
         """Return ``(options,)`` option of the set."""
@@ -58,17 +60,20 @@ def decisions_on(
     for place in kept:
         layers = tuple(index for index, layer in enumerate(coded) if layer.home == place)
         taken = [_taken(coded[layer], codes[layer], kept, kept[place]) for layer in layers]
-        chosen = chosen_codes(
-            len(kept[place]), [codes[layer] for layer in layers],
-            [most_useful(coded[layer], codes[layer], costs[layer]) for layer in layers],
-        )  # fmt: skip
+        chosen, left_out = chosen_codes(
+            len(kept[place]),
+            [coded[layer] for layer in layers],
+            [codes[layer] for layer in layers],
+            [costs[layer] for layer in layers],
+        )
         rows = [
             (width, *(own[width, number] for own, number in zip(taken, numbers, strict=True)))
             for width in range(len(kept[place]))
             for numbers in chosen
         ]
         rows = [row for row in dict.fromkeys(rows) if min(row) >= 0]
-        decisions.append(Decision(set_index=place, layers=layers, rows=np.array(rows, dtype=np.int64)))
+        combined = np.array(rows, dtype=np.int64)
+        decisions.append(Decision(set_index=place, layers=layers, rows=combined, left_out=left_out))
     for index, layer in enumerate(coded):
         if layer.home is None:
             alone = np.arange(len(codes[index]), dtype=np.int64)[:, None]

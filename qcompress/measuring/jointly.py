@@ -34,6 +34,7 @@ class Joined:
         cost: ``(V,)`` costs.
         factor: ``(V, r)`` rows whose products are the pair terms.
         uses: name of a resource → constant, ``(V,)`` linear and ``(V, V)`` pair part.
+        notes: which combinations of decisions are not on offer.
     """
 
     parts: tuple[Part, ...]
@@ -41,6 +42,7 @@ class Joined:
     cost: NDArray[np.float64]
     factor: NDArray[np.float64]
     uses: dict[str, tuple[float, NDArray[np.float64], scipy.sparse.csr_array]]
+    notes: tuple[str, ...]
 
 
 def join(
@@ -86,6 +88,11 @@ def join(
         cost=np.concatenate([_cost(chosen, cost, rows) for chosen in flat]),
         factor=np.concatenate([rows[chosen].sum(axis=1) for chosen in flat]) if coded else factor,
         uses=_uses(decisions, removals, coded, codes, uses),
+        notes=tuple(
+            f"{part.name}: {decision.left_out}"
+            for part, decision in zip(parts, decisions, strict=True)
+            if decision.left_out
+        ),
     )
 
 

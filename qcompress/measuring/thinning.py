@@ -1,77 +1,70 @@
 """Which codes of a decision's layers are combined, so that the combinations are not too many.
 
-Up to `MAX_OPTIONS`, all are. Beyond it, ranks are thinned out first: of each layer those stay that are the best choice
-at the most prices of bytes and multiply-accumulates. If there are too many even without ranks, the layers of the
-decision share their codes: all take the first, all the second, and so on.
+Up to `MAX_OPTIONS`, all are. Beyond it, ranks are combined only where they pay: for a grid of prices of bytes and
+multiply-accumulates, the codes are added that minimise the cost of every layer plus the price of what it uses. If there
+are too many combinations even without ranks, the layers of the decision share their codes beside these: all take the
+first, all the second, and so on.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompress.structure.coded import USES, CodedLayer
 from qcompress.transforms.base import Transform
-from qcompress.transforms.low_rank.factors import LowRank
 
 MAX_OPTIONS = 1024
 """Largest number of combinations of one decision for which its layers choose their codes independently."""
 
-PRICES = np.concatenate([[0.0], np.logspace(-6, 2, 17)])
-"""Prices of the largest use, in units of the largest cost, at which options are compared."""
+PRICES = np.concatenate([[0.0], np.logspace(-6, 2, 33)])
+"""Prices of the largest use of a layer, in units of the largest cost, at which options are compared."""
 
 
 def chosen_codes(
-    num_widths: int, codes: Sequence[Sequence[Transform]], best_first: Sequence[Sequence[int]]
-) -> list[tuple[int, ...]]:
-    """Return combinations of the options of a decision's layers, which are offered at every width.
+    num_widths: int,
+    layers: Sequence[CodedLayer],
+    codes: Sequence[Sequence[Transform]],
+    costs: Sequence[NDArray[np.float64]],
+) -> tuple[list[tuple[int, ...]], str]:
+    """Return combinations of the options of a decision's layers, and which are left out, if any are.
 
     Args:
-        num_widths: number of widths.
+        num_widths: number of widths, at all of which the combinations are offered.
+        layers: the layers.
         codes: options of each layer.
-        best_first: the options of each layer that are ranks, the most useful first.
+        costs: measured costs of these options.
     """
-    if not codes:
-        return [()]
-    others = [
-        [number for number in range(len(own)) if number not in ranks]
-        for own, ranks in zip(codes, best_first, strict=True)
+    total = math.prod(map(len, codes))
+    if num_widths * total <= MAX_OPTIONS:
+        return list(itertools.product(*(range(len(own)) for own in codes))), ""
+    bits = [
+        [number for number, code in enumerate(own) if not code.replaces_layer(layer.part.target)]
+        for own, layer in zip(codes, layers, strict=True)
     ]
-    for most in range(max(map(len, best_first), default=0), -1, -1):
-        taken = [sorted([*rest, *ranks[:most]]) for rest, ranks in zip(others, best_first, strict=True)]
-        if num_widths * math.prod(map(len, taken)) <= MAX_OPTIONS:
-            return list(itertools.product(*taken))
-    turns = max(map(len, others))
-    shared = [tuple(rest[min(turn, len(rest) - 1)] for rest in others) for turn in range(turns)]
-    return list(dict.fromkeys([*shared, *_shared_ranks(codes, [sorted(ranks) for ranks in best_first])]))
-
-
-def _shared_ranks(codes: Sequence[Sequence[Transform]], ranks: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
-    """Yield combinations in which every layer has a rank; layers without any are stored as the others' factors are."""
-    for turn in range(max(map(len, ranks), default=0)):
-        chosen = [own[min(turn, len(own) - 1)] if own else None for own in ranks]
-        then = next(
-            transform.then
-            for options, number in zip(codes, chosen, strict=True)
-            if number is not None and isinstance(transform := options[number], LowRank)
+    if num_widths * math.prod(map(len, bits)) <= MAX_OPTIONS:
+        first, kind = list(itertools.product(*bits)), "all without ranks"
+    else:
+        turns = range(max(map(len, bits)))
+        first, kind = (
+            [tuple(own[min(turn, len(own) - 1)] for own in bits) for turn in turns],
+            "those alike in all layers",
         )
-        alike = [options.index(then) if then in options else 0 for options in codes]
-        yield tuple(same if number is None else number for same, number in zip(alike, chosen, strict=True))
+    chosen = list(dict.fromkeys([*first, *_best_at_prices(layers, codes, costs)]))
+    left_out = f"of {total:,} combinations of codes at each width, {kind} and the best at some prices are on offer"
+    return chosen, left_out if len(chosen) < total else ""
 
 
-def most_useful(layer: CodedLayer, codes: Sequence[Transform], cost: NDArray[np.float64]) -> list[int]:
-    """Return the ranks among a layer's options, those first that are the best of all options at the most prices.
-
-    Of ranks that are never the best, the closest comes first.
-    """
-    target = layer.part.target
-    uses = np.array([[use(code, target) for code in codes] for use in USES.values()], dtype=np.float64)
-    scaled = [cost, *uses] / np.maximum(np.max([cost, *uses], axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    prices = np.array([(1.0, *pair) for pair in itertools.product(PRICES, repeat=2)])
-    values = prices @ scaled
-    least = values.min(axis=1, keepdims=True)
-    wins, regret = (values <= least).sum(axis=0), (values - least).min(axis=0)
-    ranks = [number for number, code in enumerate(codes) if code.replaces_layer(target)]
-    return sorted(ranks, key=lambda number: (-wins[number], regret[number]))
+def _best_at_prices(
+    layers: Sequence[CodedLayer], codes: Sequence[Sequence[Transform]], costs: Sequence[NDArray[np.float64]]
+) -> list[tuple[int, ...]]:
+    tables = [
+        np.array([cost, *([use(code, layer.part.target) for code in own] for use in USES.values())], dtype=np.float64)
+        for layer, own, cost in zip(layers, codes, costs, strict=True)
+    ]
+    largest = np.maximum(np.max([table.max(axis=1) for table in tables], axis=0), np.finfo(np.float64).tiny)
+    prices = np.array([(1.0, *pair) for pair in itertools.product(PRICES, repeat=len(USES))])
+    best = [(prices @ (table / largest[:, None])).argmin(axis=1) for table in tables]
+    return list(zip(*(own.tolist() for own in best), strict=True))

@@ -302,6 +302,7 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
     yield from loose(asked, request.original_of(measurement))
     yield from _of_file(outcome.smaller)
     yield from _of_constants(request)
+    yield from _of_codes_before(request, outcome.smaller)
     yield from cautions.of_latency(outcome.problem.budgets.get(LATENCY), outcome.latency_measured_s)
 
 
@@ -325,6 +326,19 @@ def _of_constants(request: Request) -> Iterator[str]:
             f"save_compressed() leaves out plain tensors that the model computes with ({', '.join(names[:3])}{more}): "
             "load_compressed() takes them from the model that model_factory makes. With register_buffer a file holds "
             "them"
+        )
+
+
+def _of_codes_before(request: Request, smaller: nn.Module) -> Iterator[str]:
+    """Warn if the given model was stored in codes already, and the result takes more bytes than these."""
+    before, after = record_of(request.calibration.model), record_of(smaller)
+    if before is None or after is None or None in (sizes := (before.payload_bytes, after.payload_bytes)):
+        return
+    if before.parts and sizes[1] > sizes[0]:  # type: ignore[operator]
+        yield (
+            f"the given model was compressed to {sizes[0]:,} bytes already, and the result takes {sizes[1]:,}: layers "
+            "whose codes are not chosen anew are stored as they were before they had codes. Put prune_quantize() on "
+            "offer for them, or compress the original at once"
         )
 
 

@@ -3,11 +3,13 @@
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
-from qcompress import Result, compress, load_compressed, low_rank, prune_channels, save_compressed
+from qcompress import Result, compress, load_compressed, low_rank, prune_channels, prune_quantize, save_compressed
 from qcompress.compressed.record import record_of
+from qcompress.errors import ArtefactError
 
 DATA = [torch.randn(48, 16, generator=torch.Generator().manual_seed(0))]
 
@@ -35,6 +37,19 @@ def test_factors_of_a_smaller_network_are_loaded_into_the_original_architecture(
         assert torch.equal(loaded(DATA[0]), factored(DATA[0]))
     again = narrower(factored).model
     saved = save_compressed(again, tmp_path / "again.st")
+    with pytest.raises(ArtefactError, match=r"compressed twice is loaded into the result of the first time") as raised:
+        load_compressed(saved.path, network)
+    assert "None" not in str(raised.value)
     loaded = load_compressed(saved.path, lambda: copy.deepcopy(factored))
     with torch.no_grad():
         assert torch.equal(loaded(DATA[0]), again(DATA[0]))
+
+
+def test_a_result_that_takes_more_bytes_than_the_codes_of_the_given_model_is_warned_of() -> None:
+    bits = prune_quantize(bits=(4,), sparsity=(0,))
+    coded = compress(network(), DATA, budget={"bytes": 0.2}, options=bits, time_limit=1).model
+    told = [text for text in narrower(coded).report.warnings if "compressed to" in text]
+    assert len(told) == 1
+    both = compress(coded, DATA, budget={"bytes": 0.2}, options=prune_channels(keep=(0.75,)) + bits, time_limit=1)
+    assert not [text for text in both.report.warnings if "compressed to" in text]
+    assert not [text for text in narrower(network()).report.warnings if "compressed to" in text]

@@ -173,10 +173,13 @@ def test_a_run_is_resumed_saved_and_loaded(tmp_path: Path) -> None:
 def test_many_layers_of_one_decision_share_their_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thinning, "MAX_OPTIONS", 10)
     shared = measure(network(), images(), CHANNELS + CODES)
-    assert len(shared.transforms[1]) == 3 * 3
-    assert {len({code.label for code in item.codes}) for item in shared.transforms[1] if isinstance(item, Jointly)} == {
-        1
-    }
+    alike = [
+        item
+        for item in shared.transforms[1]
+        if not isinstance(item, Jointly) or len({code.label for code in item.codes}) == 1
+    ]
+    assert len(alike) == 3 * 3
+    assert len(alike) < len(shared.transforms[1]) < 3 * 3**2  # and the best at some prices
 
 
 def test_sizes_without_a_form_are_not_on_offer() -> None:

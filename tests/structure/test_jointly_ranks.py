@@ -1,5 +1,6 @@
 """Ranks in the problem of channels and bits: exact bytes and macs, the network that was asked for, and its file."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ from qcompress.measuring import thinning
 from qcompress.model.counting import count
 from qcompress.options import transform_from_json
 from qcompress.report import Report
+from qcompress.structure.coded import USES, CodedLayer
 from qcompress.transforms.base import Keep, Transform
 from qcompress.transforms.channels import Jointly, RemoveChannels
 from qcompress.transforms.low_rank.factors import LowRank
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from solvers import Status, judge, solve
 from tests.quick import slow_but
 from tests.structure.random_channels import random_network
@@ -304,13 +307,46 @@ def test_too_many_combinations_thin_out_ranks_before_layers_share_codes(
     place = [part.name for part in measured.parts].index("wide")
     bits_only = {option for option in measured.transforms[place] if not _has_rank(option)}
     assert bits_only < set(thinned.transforms[place]) < set(measured.transforms[place])
-    assert len(thinned.transforms[place]) <= 30
+    assert any("all without ranks and the best at some prices" in note for note in thinned.notes)
     monkeypatch.setattr(thinning, "MAX_OPTIONS", 5)
     shared = measure(model, data, options, loss="mse")
-    ranked = [option for option in shared.transforms[place] if _has_rank(option)]
-    assert ranked
-    assert all(isinstance(code, LowRank) for option in ranked for code in option.codes)
+    assert any(_has_rank(option) for option in shared.transforms[place])
+    assert any("those alike in all layers and the best at some prices" in note for note in shared.notes)
     check(model, data, shared, 5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_combination_at_a_price_is_never_left_out(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [part for part in measure(chain(), vectors(), BITS).parts if part.name in ("wide", "back")]
+    layers = [CodedLayer(part=part, rows=(1.0, {}), columns=(1.0, {}), home=0) for part in parts]
+    own = (Keep(), *(PruneQuantize(bits) for bits in (2, 4, 8)), *(LowRank(ranks=rank) for rank in (1, 2, 4, 8)))
+    costs = [np.array([0.0, *rng.random(len(own) - 1)]) for _ in parts]
+    monkeypatch.setattr(thinning, "MAX_OPTIONS", 10)
+    chosen, left_out = thinning.chosen_codes(2, layers, [own, own], costs)
+    assert left_out
+    tables = [
+        (cost, *(np.array([use(code, part.target) for code in own], dtype=float) for use in USES.values()))
+        for part, cost in zip(parts, costs, strict=True)
+    ]
+    largest = np.max([[table.max() for table in tables_of] for tables_of in tables], axis=0)
+    for prices in itertools.product(thinning.PRICES[::4], repeat=2):
+        weights = np.array([1.0, *prices]) / largest
+        values = [sum(weight * table for weight, table in zip(weights, own, strict=True)) for own in tables]
+        assert min(values[0][i] + values[1][j] for i, j in chosen) == pytest.approx(values[0].min() + values[1].min())
+
+
+def test_more_bits_on_offer_take_no_rank_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that pay stay on offer, however many combinations of bits there are."""
+    monkeypatch.setattr(thinning, "MAX_OPTIONS", 60)
+    objectives = []
+    for bits in ((4, 8), (2, 3, 4, 6, 8)):
+        options = CHANNELS + prune_quantize(bits=bits, sparsity=(0,)) + RANKS.then(BITS)
+        problem = formulate(measure(chain(), vectors(), options, loss="mse"), {"macs": 0.4, "bytes": 0.2})
+        solution = solve(problem, "milp", time_limit=20)
+        assert solution.status is Status.OPTIMAL
+        objectives.append(solution.objective)
+    assert objectives[1] <= objectives[0] * (1 + 1e-9)
 
 
 def test_ranks_are_chosen_in_the_last_round_for_channels_that_the_first_choice_keeps() -> None:
