@@ -38,7 +38,7 @@ def chosen_codes(
         costs: measured costs of these options.
     """
     total = math.prod(map(len, codes))
-    if num_widths * total <= MAX_OPTIONS:
+    if total == 1 or num_widths * total <= MAX_OPTIONS:
         return list(itertools.product(*(range(len(own)) for own in codes))), ""
     bits = [
         [number for number, code in enumerate(own) if not code.replaces_layer(layer.part.target)]

@@ -337,8 +337,8 @@ def _of_codes_before(request: Request, smaller: nn.Module) -> Iterator[str]:
     if before.parts and sizes[1] > sizes[0]:  # type: ignore[operator]
         yield (
             f"the given model was compressed to {sizes[0]:,} bytes already, and the result takes {sizes[1]:,}: layers "
-            "whose codes are not chosen anew are stored as they were before they had codes. Put prune_quantize() on "
-            "offer for them, or compress the original at once"
+            "whose codes are not chosen anew are stored in full precision again. Put prune_quantize() on offer for "
+            "them, or compress the original at once"
         )
 
 

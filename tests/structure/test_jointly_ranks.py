@@ -336,6 +336,10 @@ def test_the_best_combination_at_a_price_is_never_left_out(seed: int, monkeypatc
         assert min(values[0][i] + values[1][j] for i, j in chosen) == pytest.approx(values[0].min() + values[1].min())
 
 
+def test_a_decision_on_channels_alone_has_all_of_its_widths() -> None:
+    assert thinning.chosen_codes(thinning.MAX_OPTIONS + 1, [], [], []) == ([()], "")
+
+
 def test_more_bits_on_offer_take_no_rank_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that pay stay on offer, however many combinations of bits there are."""
     monkeypatch.setattr(thinning, "MAX_OPTIONS", 60)
