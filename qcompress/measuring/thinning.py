@@ -1,13 +1,15 @@
 """Which codes of a decision's layers are combined, so that the combinations are not too many.
 
 Up to `MAX_OPTIONS`, all are. Beyond it, ranks are combined only where they pay: for a grid of prices of bytes and
-multiply-accumulates, the codes are added that minimise the cost of every layer plus the price of what it uses. If there
-are too many combinations even without ranks, the layers of the decision share their codes beside these: all take the
-first, all the second, and so on.
+multiply-accumulates, the codes are taken that minimise the cost of every layer plus the price of what it uses. Ranks
+that are often among these are combined with everything else as far as there is room. If there are too many combinations
+even without ranks, the layers of the decision share their codes beside these: all take the first, all the second, and
+so on.
 """
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,19 +42,25 @@ def chosen_codes(
     total = math.prod(map(len, codes))
     if total == 1 or num_widths * total <= MAX_OPTIONS:
         return list(itertools.product(*(range(len(own)) for own in codes))), ""
+    best = _best_at_prices(layers, codes, costs)
     bits = [
         [number for number, code in enumerate(own) if not code.replaces_layer(layer.part.target)]
         for own, layer in zip(codes, layers, strict=True)
     ]
-    if num_widths * math.prod(map(len, bits)) <= MAX_OPTIONS:
-        first, kind = list(itertools.product(*bits)), "all without ranks"
+    often = [[number for number, _ in Counter(own).most_common()] for own in zip(*best, strict=True)]
+    ranks = [[number for number in own if number not in others] for own, others in zip(often, bits, strict=True)]
+    for most in range(max(map(len, ranks)), -1, -1):
+        taken = [[*others, *own[:most]] for others, own in zip(bits, ranks, strict=True)]
+        if num_widths * math.prod(map(len, taken)) <= MAX_OPTIONS:
+            first, kind = list(itertools.product(*taken)), "all without ranks"
+            break
     else:
         turns = range(max(map(len, bits)))
         first, kind = (
             [tuple(own[min(turn, len(own) - 1)] for own in bits) for turn in turns],
             "those alike in all layers",
         )
-    chosen = list(dict.fromkeys([*first, *_best_at_prices(layers, codes, costs)]))
+    chosen = list(dict.fromkeys([*first, *best]))
     left_out = f"of {total:,} combinations of codes at each width, {kind} and the best at some prices are on offer"
     return chosen, left_out if len(chosen) < total else ""
 
