@@ -118,7 +118,8 @@ def clear_left(target: Path, folder: Path | None = None) -> None:
     for path in left:
         with contextlib.suppress(OSError), locked(path) as ours:  # others may remove it, or it belongs to somebody else
             aside = path / EARLIER / target.name
-            if not ours or ((path / EARLIER).exists() and not aside.exists()):
+            others = (path / EARLIER).is_dir() and any(kept != aside for kept in (path / EARLIER).iterdir())
+            if not ours or others:
                 continue  # it is in use, or keeps something whose name only begins like this one
             if aside.exists() and not os.path.lexists(target):
                 aside.rename(target)

@@ -146,7 +146,7 @@ class Report:
         with FILE_KIND.building(path):
             value |= {name: tuple(map(Candidate.from_json, value[name])) for name in TRIED}
             value["parts"] = tuple(PartReport(**entry) for entry in value["parts"])
-            return cls(**{**value, **{name: tuple(value[name]) for name in ("warnings", "measuring")}})
+            return cls(**{**value, **{name: tuple(value.get(name, ())) for name in ("warnings", "measuring")}})
 
     def __repr__(self) -> str:
         uses = ", ".join(f"{amount(used)} of {amount(self.original[name])} {name}" for name, used in self.usage.items())
@@ -193,10 +193,10 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def notes(self) -> list[str]:
-        """Return what this run did besides choosing, and what it found, a sentence each: times, refining, rounds."""
+        """Return what measuring noted, and what this run did besides choosing, one sentence each."""
         told = [f"measuring: {note}" for note in self.measuring[:MOST_NOTES]]
         if len(self.measuring) > MOST_NOTES:
-            told.append(f"measuring: {plural(len(self.measuring) - MOST_NOTES, 'more note')} in report.json")
+            told.append(f"measuring: {plural(len(self.measuring) - MOST_NOTES, 'more note')} in Report.measuring")
         return [
             *told, *self._timing(), *self._minimizing(), *self._refining(), *self._repeating(), *self._rounds()
         ]  # fmt: skip

@@ -115,8 +115,8 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             alone = None
             while alone is None:
-                run.path.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileNotFoundError):  # a run that was refused has just removed it
+                    run.path.mkdir(parents=True, exist_ok=True)
                     alone = stack.enter_context(locked(run.path)) is not False
             if not alone:
                 raise OptionsError(

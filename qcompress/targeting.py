@@ -73,7 +73,7 @@ def engine_for(
         require_companions(engine, None)
     else:
         require_no_file_of_its_own(folder, Path(output))
-        clear_left(Path(output))
+        clear_left(Path(os.path.realpath(output)))  # drafts are beside what a link leads to
         require_free(engine, Path(output), own=has_written(folder, Path(output)))
     try:
         engine.sizes(calibration.model, (), (), calibration.first_batch())

@@ -185,3 +185,6 @@ def test_what_was_set_aside_for_a_name_that_only_begins_alike_stays(tmp_path: Pa
     clear_left(first)
     assert first.is_dir()
     assert not left.exists()
+    (left / EARLIER).mkdir(parents=True)  # the process was killed just before it set something aside
+    clear_left(first)
+    assert not left.exists()

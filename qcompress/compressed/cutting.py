@@ -81,7 +81,8 @@ def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int
 def beyond(cuts: Cuts, earlier: Cuts, model: nn.Module) -> dict[tuple[str, int], list[int]]:
     """Return what ``cuts`` of the original remove from a model that ``earlier`` cuts were already made in.
 
-    Tensors that the model no longer has, as smaller layers replaced theirs, have lost nothing more.
+    Tensors that the model no longer has have lost nothing more if they were cut before, as smaller layers replaced
+    theirs; of others all is returned, for the caller to refuse.
 
     >>> layer = nn.Linear(3, 5)
     >>> cut_(layer, {("weight", 0): [1]})

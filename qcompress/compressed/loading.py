@@ -121,6 +121,12 @@ def _buffer_(model: nn.Module, name: str, value: Tensor) -> None:
     module.register_buffer(key, value.to(device), persistent=False)
 
 
+TWICE = (
+    ". A model that was compressed twice is loaded into the result of the first time: "
+    "load_compressed(path, lambda: load_compressed(first_path, model_factory))"
+)
+
+
 def refuse(path: AnyPath, differences: list[str]) -> None:
     """Raise an error if there are differences.
 
@@ -129,8 +135,8 @@ def refuse(path: AnyPath, differences: list[str]) -> None:
     """
     if different := list(dict.fromkeys(differences)):  # the blocks of a layer differ in the same way
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        missing = any(text.startswith(("it lacks", "it has no")) for text in different)
         raise ArtefactError(
-            f"the given model has another architecture than the one in {path}: {'; '.join(different[:3])}{more}. "
-            "A model that was compressed twice is loaded into the result of the first time: "
-            "load_compressed(path, lambda: load_compressed(first_path, model_factory))"
+            f"the given model has another architecture than the one in {path}: {'; '.join(different[:3])}{more}"
+            f"{TWICE if missing else ''}"
         )

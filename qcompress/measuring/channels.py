@@ -140,7 +140,7 @@ def measure_channels(
         seed=calibration.seed,
         model_fingerprint=fingerprint,
         standing_loss=_standing_loss(calibration, run),
-        notes=(*coded.notes, *joined.notes, *stop.notes(sums, candidates, inventory.num_batches)),
+        notes=(*joined.notes, *coded.notes, *stop.notes(sums, candidates, inventory.num_batches)),
         tried=MappingProxyType({name: why for name, why in sums.tried.items() if why != TRIED}),
         **_tables(removals, coded, joined),
     )

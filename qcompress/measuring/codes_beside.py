@@ -145,7 +145,7 @@ def _why_dense(
 def _fitting(
     layer: CodedLayer, weight: Weight, offers: Sequence[Offer], kept: Mapping[int, Sequence[int]], dense: str
 ) -> tuple[tuple[Transform, ...], str, str]:
-    """Return the transforms on offer for a layer, why no ranks are that would be without channels, and why no others.
+    """Return the transforms on offer, why ranks that fit without channels are not, and why other options are not.
 
     Args:
         layer: the layer.

@@ -42,7 +42,8 @@ def chosen_codes(
     total = math.prod(map(len, codes))
     if total == 1 or num_widths * total <= MAX_OPTIONS:
         return list(itertools.product(*(range(len(own)) for own in codes))), ""
-    best = _best_at_prices(layers, codes, costs)
+    room = max(MAX_OPTIONS // num_widths, 1)
+    best = [combination for combination, _ in Counter(_best_at_prices(layers, codes, costs)).most_common(room)]
     bits = [
         [number for number, code in enumerate(own) if not code.replaces_layer(layer.part.target)]
         for own, layer in zip(codes, layers, strict=True)

