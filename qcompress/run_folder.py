@@ -38,6 +38,9 @@ CODES = "codes"
 OWN_SUFFIXES = (".json", ".npz", ".safetensors", ".md", ".part", ".codes")
 """Suffixes of the files in a run folder."""
 
+ATTEMPTS = 10
+"""Number of times that a folder is made and locked while others remove it."""
+
 BEAT_EVERY_S = 2.0
 WRITTEN, REPLACED, REUSED = "written", "replaced", "reused"
 """What a run did with a file; "replaced" is a step's value of an earlier run whose inputs have changed."""
@@ -113,12 +116,13 @@ class RunFolder:
             return
         new = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
         with contextlib.ExitStack() as stack:
-            alone = None
-            while alone is None:
-                with contextlib.suppress(FileNotFoundError):  # a run that was refused has just removed it
+            held: bool | None = False
+            for _ in range(ATTEMPTS):
+                with contextlib.suppress(FileNotFoundError):  # a run that failed has just removed it
                     run.path.mkdir(parents=True, exist_ok=True)
-                    alone = stack.enter_context(locked(run.path)) is not False
-            if not alone:
+                    held = stack.enter_context(locked(run.path))
+                    break
+            if held is False:
                 raise OptionsError(
                     f"another run is in progress in {run.path}: wait until it has ended, or name another folder"
                 )

@@ -188,3 +188,13 @@ def test_what_was_set_aside_for_a_name_that_only_begins_alike_stays(tmp_path: Pa
     (left / EARLIER).mkdir(parents=True)  # the process was killed just before it set something aside
     clear_left(first)
     assert not left.exists()
+
+
+def test_numbers_of_files_that_are_never_the_same_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network drives; the draft would be made again and again."""
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    with replacing(tmp_path / "small") as file:
+        file.write(b"whole")
+    assert (tmp_path / "small").read_text() == "whole"
