@@ -25,7 +25,6 @@ from qcompress.measuring.layerwise_fit import fit_in_turn_
 from qcompress.measuring.measure import measure
 from qcompress.measuring.pair_terms import PAIR_STRENGTH
 from qcompress.measuring.progress import MeasureProgress
-from qcompress.measuring.remeasure import remeasure
 from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.measuring.true_loss import TrueLoss, mean_loss
 from qcompress.model.opened import open_model
@@ -33,6 +32,7 @@ from qcompress.options import Options, gguf_types, integer_products, low_rank, p
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
 from qcompress.streaming.applying import apply
+from qcompress.streaming.remeasuring import remeasure
 from qcompress.structure.find import find_sets
 from qcompress.training.finetune import FinetuneProgress, finetune
 from qcompress.training.stable_rank import stable_rank

@@ -29,14 +29,14 @@ from qcompress.formulation import formulate
 from qcompress.identity import identify, once
 from qcompress.measurement import Measurement
 from qcompress.measuring.progress import MeasureProgress
-from qcompress.measuring.remeasure import loss_of, measured_at, require_weights_alone
-from qcompress.measuring.true_loss import TrueLoss
+from qcompress.measuring.remeasure import loss_of, require_weights_alone
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction
 from qcompress.model.modes import outside_modes, seeded
-from qcompress.model.opened import require_in_memory
+from qcompress.model.opened import opened_of
 from qcompress.scalars import as_cache_file, as_whole
+from qcompress.surroundings import surroundings_of
 from qcompress.transforms.own_code import code_of
 from solvers import SolverLike, solve
 from solvers.run import as_solver
@@ -128,6 +128,7 @@ def refine(
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
     on_round: Callable[[RefineStep], None] | None = None,
+    memory: int | str | None = None,
 ) -> Refined:
     """Improve a choice by true loss: measure again around the best choice so far and solve again, round after round.
 
@@ -135,7 +136,7 @@ def refine(
 
     Args:
         model: the original model; it is not modified.
-        data: batches, kept in memory with the original's outputs.
+        data: batches, kept in memory; those of a model in memory with the original's outputs.
         measurement: result of `measure`.
         problem: problem made from ``measurement`` by `formulate`; its budgets hold in all rounds, and so does its use
             of pair terms.
@@ -149,6 +150,7 @@ def refine(
         cache: file that stores the result of every round; the same call resumes from it, also with more rounds.
         on_progress: called after every measured batch.
         on_round: called after every round that lowered the loss.
+        memory: same as in `measure`, for an opened model.
 
     Raises:
         ModelError: same as in `remeasure`.
@@ -167,7 +169,9 @@ def refine(
     >>> refined.loss <= refined.loss_before, problem.evaluate(refined.choice).feasible
     (True, True)
     """
-    require_in_memory(model, "refine", "load its folder with transformers' from_pretrained")
+    forwards.require_module(model)
+    if memory is not None and opened_of(model) is None:
+        raise OptionsError("memory= is for models that are read block by block, see open_model()")
     rounds, start = as_whole(rounds, "rounds", least=1), as_choice(choice)
     file, key = as_cache_file(cache), ""
     solver, measured = as_solver(solver), loss_of(measurement, loss)
@@ -175,8 +179,9 @@ def refine(
     require_problem(problem, "refine")
     solver.require_kind(pairs=bool(problem.pairs), paired_budgets=tuple(problem.paired_budgets))
     code = code_of(itertools.chain.from_iterable(measurement.transforms)).digest
-    true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
-    calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)
+    data = list(forwards.checked_data(data))
+    calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)
+    surroundings = surroundings_of(calibration, measurement, code, memory)
     if file is not None:
         of_solver = once(solver, find=partial(identify, solver)).digest
         solved_by = [problem.fingerprint(), start, solver.name, of_solver, time_limit, seed, measurement.method, code]
@@ -185,15 +190,15 @@ def refine(
     if file is not None and file.exists():
         best = _load(file, key)
     else:
-        before = true_loss(start)
+        (before,) = surroundings.losses([start])
         if not math.isfinite(before):
             raise ResultNotFiniteError("the outputs or losses of the choice to refine are not finite on the data")
         best = Refined(choice=start, loss=before, loss_before=before, steps=(), complete=False)
     while len(best.steps) < rounds and not best.complete:
-        true_loss.emulation.put(best.choice)
-        local = measured_at(calibration, measurement, true_loss.emulation, best.loss, code, part, on_progress)
-        nearby = _nearby(local, problem, best.choice, solver=solver, time_limit=time_limit, seed=seed)
-        best = _improved(best, [(true_loss(candidate), predicted, candidate) for predicted, candidate in nearby])
+        local = surroundings.measured(best.choice, best.loss, part, on_progress)
+        nearby = list(_nearby(local, problem, best.choice, solver=solver, time_limit=time_limit, seed=seed))
+        losses = surroundings.losses([candidate for _, candidate in nearby]) if nearby else []
+        best = _improved(best, [(true, *own) for true, own in zip(losses, nearby, strict=True)])
         if file is not None and part is not None:
             part.unlink(missing_ok=True)  # the next round measures around another choice
             FILE_KIND.write_json(file, {"key": key, **best.to_json()})

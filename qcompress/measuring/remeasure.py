@@ -27,14 +27,11 @@ from qcompress.measuring.workers import checked_jobs
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction, as_loss, is_named
-from qcompress.model.modes import outside_modes
-from qcompress.model.opened import require_in_memory
 from qcompress.model.steady import steady
 from qcompress.scalars import as_cache_file
 from qcompress.transforms.own_code import code_of
 
 
-@outside_modes
 def remeasure(
     model: nn.Module,
     data: Iterable[Any],
@@ -47,37 +44,11 @@ def remeasure(
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Measurement:
-    """Measure the options of a measurement again, as changes of the model with ``choice`` in its weights.
-
-    Args:
-        model: the original model; it is not modified.
-        data: re-iterable batches.
-        measurement: the result of `measure`.
-        choice: ``(G,)`` choice of a problem made from the measurement.
-        loss: the callable that was used as loss; ``"kl"`` and ``"mse"`` are known from the measurement.
-        forward: same as in `measure`.
-        jobs: same as in `measure`.
-        cache: same as in `measure`.
-        on_progress: same as in `measure`.
-
-    Returns:
-        A measurement whose costs are increases from ``standing_loss``, the loss of ``choice``; `formulate` and `apply`
-        accept it like any other.
+    """`qcompress.remeasure` for a model in memory, with the same arguments.
 
     Raises:
-        ModelError: the model is not the measured one, or the choice does not fit it.
-        OptionsError: the loss is not the measured one, or options round activations or remove channels.
-
-    >>> import torch
-    >>> from qcompress import measure, prune_quantize
-    >>> _ = torch.manual_seed(0)
-    >>> model, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), [torch.randn(32, 8)]
-    >>> measurement = measure(model, data, prune_quantize(bits=(2, 4), sparsity=(0,)))
-    >>> again = remeasure(model, data, measurement, [1, 2])
-    >>> again.standing, again.cost[[1, 5]].tolist()
-    ((1, 2), [0.0, 0.0])
+        ModelError, OptionsError: same as there.
     """
-    require_in_memory(model, "remeasure", "load its folder with transformers' from_pretrained")
     measured, file = loss_of(measurement, loss), as_cache_file(cache)
     require_weights_alone(measurement)
     calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)

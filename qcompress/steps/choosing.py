@@ -189,6 +189,7 @@ def refine_choice(
             cache=cache,
             on_progress=run.watched(request.on_measure),
             on_round=request.on_round,
+            memory=request.memory,
         )
         if cache is not None:
             cache.unlink(missing_ok=True)

@@ -36,7 +36,6 @@ def require_supported_steps(request: Request) -> None:
         return
     as_bytes(request.memory)
     refused = {
-        "refine_rounds": request.refine_rounds != 0,
         "finetune_steps": request.finetune_steps != 0,
         "batch_norm_data": request.batch_norm_data is not None,
         f"a budget for {LATENCY}": LATENCY in request.budget,

@@ -84,21 +84,22 @@ def apply(
         return in_memory.apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
     if batch_norm_data is not None:
         raise OptionsError("batch-norm statistics cannot be re-estimated in an opened model")
-    return _apply_opened(model, measurement, solution, forward, data, folder, on_encode)  # type: ignore[return-value]
+    transforms = chosen_transforms(model, measurement, solution)
+    return applied(model, measurement, transforms, forward, data, folder, on_encode)  # type: ignore[return-value]
 
 
-def _apply_opened(
+def applied(
     model: nn.Module,
     measurement: Measurement,
-    solution: Solution,
+    transforms: Sequence[Transform],
     forward: forwards.Forward | None,
     data: Iterable[Any] | None,
     folder: AnyPath | None,
-    on_encode: Callable[[EncodeProgress], None] | None,
+    on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> nn.Module:
+    """Return an opened model with the given transform of every part; the other arguments are those of `apply`."""
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
-    transforms = chosen_transforms(model, measurement, solution)
     wanted = {part: (transform,) for part, transform in enumerate(transforms)}
     require_supported(measurement.parts, wanted.values())
     if need_inputs(measurement, wanted) and data is None:

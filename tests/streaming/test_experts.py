@@ -91,8 +91,6 @@ def test_what_needs_a_model_in_memory_says_so(tmp_path: Path) -> None:
     smaller = qcompress.apply(opened, measurement, solution)
     for name, call in {
         "finetune": lambda: qcompress.finetune(smaller, data(), 1, teacher=opened),
-        "refine": lambda: qcompress.refine(opened, data(), measurement, problem, solution.choice),
-        "remeasure": lambda: qcompress.remeasure(opened, data(), measurement, solution.choice),
         "apply_": lambda: qcompress.apply_(opened, measurement, solution),
         "save_compressed": lambda: qcompress.save_compressed(smaller, tmp_path / "small.qc"),
         "pack_": lambda: qcompress.pack_(smaller),

@@ -344,7 +344,6 @@ def test_codes_of_a_model_with_another_configuration_are_refused(tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"refine_rounds": 1}, "refine_rounds is not supported for an opened model"),
         ({"finetune_steps": 5}, "finetune_steps is not supported for an opened model"),
         ({"target": None, "budget": {"latency_s": "1 s"}}, "a budget for latency_s is not supported"),
         (

@@ -13,7 +13,7 @@ at padded positions an embedding with ``padding_idx`` has no gradient.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from torch import Tensor
 from formulations.file_kinds import FileKind
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.memory import return_free_memory
+from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.evidence import half
 from qcompress.measuring.methods.gradients import Gradients
+from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.measuring.streamed.side_inputs import SideInputs, before_and_after
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.measuring.streamed.unit_check import Output, misled
@@ -41,6 +43,9 @@ FILE_KIND = FileKind("qcompress effects", version=2)
 WorkOut = Callable[[Sequence[Part], int | None], tuple[Candidates, NDArray[np.float64]]]
 """Parts, and the block that they are in (None: outside) → their options and the squared errors of these."""
 
+Start = Callable[[int, Tensor], Tensor]
+"""Index of a sample, and the model's output for it → what is propagated back from there, of the output's shape."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UnitEffects:
@@ -49,7 +54,7 @@ class UnitEffects:
     Attributes:
         parts: names of the parts.
         transforms: the options of each part.
-        effects: ``(options, samples)``.
+        effects: ``(options, columns)``.
         errors: ``(options,)`` squared errors.
         unreached: names of parts that no gradient reached.
         misled: names of parts whose gradient the outputs do not follow.
@@ -82,6 +87,47 @@ class UnitEffects:
         )
 
 
+UNREACHED = "no gradient reaches it, so the effect of its options is unknown"
+MISLED = f"{evidence.MISLED}, so the effect of its options is unknown"
+
+
+def effects_of_parts(units: Iterable[UnitEffects]) -> dict[str, NDArray[np.float64]]:
+    """Name of a part → ``(options, columns)``; the effects of a part that is in two units are added."""
+    effects: dict[str, NDArray[np.float64]] = {}
+    for unit in units:
+        ends = np.cumsum([len(options) for options in unit.transforms])[:-1]
+        for name, own in zip(unit.parts, np.split(unit.effects, ends), strict=True):
+            effects[name] = effects.get(name, 0.0) + own
+    return effects
+
+
+def unknown_parts(units: Iterable[UnitEffects]) -> dict[str, str]:
+    """Name of each part whose effects are unknown → why."""
+    units = tuple(units)
+    reached = set().union(*(set(unit.parts) - set(unit.unreached) for unit in units))
+    unreached = {name: UNREACHED for unit in units for name in unit.parts if name not in reached}
+    return unreached | {name: MISLED for unit in units for name in unit.misled}
+
+
+def probes(sweep: BlockSweep, loss: Loss, generator: Callable[[int], torch.Generator]) -> Start:
+    """Return the start that samples the loss's Fisher information at the model's own outputs.
+
+    Args:
+        sweep: the samples.
+        loss: the loss.
+        generator: function that gives the generator for the labels of the batch with a number.
+    """
+    generators: dict[int, torch.Generator] = {}
+
+    def probe(sample: int, output: Tensor) -> Tensor:
+        number = sweep.samples[sample].batch
+        if number not in generators:
+            generators[number] = generator(number)
+        return loss.probe(output, sweep.samples[sample].inputs, generators[number])
+
+    return probe
+
+
 class StreamedEffects:
     """The effects of all options, unit by unit from the model's end to its beginning.
 
@@ -89,13 +135,12 @@ class StreamedEffects:
         sweep: the samples.
         parts: parts of the model.
         work_out: function that encodes the options of a unit's parts while their weights are in memory.
-        loss: the loss whose Fisher information is sampled.
-        generator: function that gives the generator for the labels of the batch with a number.
+        starts: what is propagated back from the output, one after the other for all samples: columns of the effects.
         room: bytes of changes and gradients that may be held, see `Gradients`.
         check: whether to check the gradients of every unit.
 
     Attributes:
-        reached: names of the parts that received a gradient in each sample, of the units that were not read from file.
+        reached: names of the parts that received a gradient in each column, of the units that were not read from file.
     """
 
     def __init__(
@@ -103,22 +148,22 @@ class StreamedEffects:
         sweep: BlockSweep,
         parts: Sequence[Part],
         work_out: WorkOut,
-        loss: Loss,
-        generator: Callable[[int], torch.Generator],
+        starts: Sequence[Start],
         room: int,
         *,
         check: bool,
     ) -> None:
-        self._sweep, self._work_out, self._loss, self._generator = sweep, work_out, loss, generator
+        self._sweep, self._work_out, self._starts = sweep, work_out, starts
         self._room, self._check = room, check
-        self.reached: list[set[str]] = [set() for _ in range(len(sweep))]
+        self.reached: list[set[str]] = [set() for _ in range(len(starts) * len(sweep))]
         self._of_block: list[list[Part]] = [[] for _ in sweep.opened.blocks]
         outside: list[Part] = []
         for part in parts:
             block = sweep.opened.block_of(part.modules[0])
             (outside if block is None else self._of_block[block]).append(part)
         self._before, self._after = before_and_after(sweep, outside)
-        self._sides = SideInputs(sweep, [part.site(sweep.model).weight for part in self._before])
+        weights = [part.site(sweep.model).weight for part in self._before]
+        self._sides = SideInputs(sweep, weights, passes=len(starts))
 
     @property
     def files(self) -> list[Path]:
@@ -140,45 +185,41 @@ class StreamedEffects:
         if not file.exists():
             make().save(file)
         if boundary is not None:
-            self._sweep.states(boundary + 1, "gradients").delete()  # the unit's file was computed from them
+            self._gradients(boundary + 1).delete()  # the unit's file was computed from them
         yield UnitEffects.load(file)
 
     def _after_blocks(self) -> UnitEffects:
-        sweep = self._sweep
-        generators: dict[int, torch.Generator] = {}
-        last = len(sweep.chain)
+        sweep, last = self._sweep, len(self._sweep.chain)
 
-        def passed(index: int, gradients: Gradients) -> None:
-            number = sweep.samples[index].batch
-            if number not in generators:
-                generators[number] = self._generator(number)
-            hidden = sweep.hidden(len(sweep.chain), index).requires_grad_()
-            output = sweep.output(index, hidden)
-            probe = self._loss.probe(output.detach(), sweep.samples[index].inputs, generators[number])
-            gradients.add(output, probe)
+        def passed(column: int, gradients: Gradients) -> None:
+            start, sample = divmod(column, len(sweep))
+            hidden = sweep.hidden(last, sample).requires_grad_()
+            output = sweep.output(sample, hidden)
+            gradients.add(output, self._starts[start](sample, output.detach()))
             assert hidden.grad is not None  # noqa: S101
             put(hidden.grad)
 
-        with sweep.states(len(sweep.chain), "gradients").writing() as put:
+        with self._gradients(last).writing() as put:
             first = sweep.samples[0].inputs
             wrong = self._misled(self._after, last, lambda hidden: at_real_positions(first, sweep.output(0, hidden)))
             return self._unit(self._after, None, passed, wrong)
 
     def _block(self, block: int) -> UnitEffects:
         sweep = self._sweep
-        behind = sweep.states(block + 1, "gradients")
+        behind = self._gradients(block + 1)
 
-        def passed(index: int, gradients: Gradients) -> None:
-            hidden = sweep.hidden(block, index).requires_grad_()
-            output, sides = self._sides.through(block, index, hidden)
-            gradients.add(output, behind.read(index))
+        def passed(column: int, gradients: Gradients) -> None:
+            sample = column % len(sweep)
+            hidden = sweep.hidden(block, sample).requires_grad_()
+            output, sides = self._sides.through(block, sample, hidden)
+            gradients.add(output, behind.read(column))
             assert hidden.grad is not None  # noqa: S101
             put(hidden.grad)
             put_sides(sides)
 
         with (
             sweep.opened.loaded(sweep.opened.blocks[block]),
-            sweep.states(block, "gradients").writing() as put,
+            self._gradients(block).writing() as put,
             self._sides.writing(block) as put_sides,
         ):
             seen = behind.read(0) != 0
@@ -187,10 +228,11 @@ class StreamedEffects:
 
     def _before_blocks(self) -> UnitEffects:
         sweep = self._sweep
-        behind = sweep.states(0, "gradients")
+        behind = self._gradients(0)
 
-        def passed(index: int, gradients: Gradients) -> None:
-            given, behind_them = self._sides.given(index), [behind.read(index), *self._sides.gradients(index)]
+        def passed(column: int, gradients: Gradients) -> None:
+            given = self._sides.given(column % len(sweep))
+            behind_them = [behind.read(column), *self._sides.gradients(column)]
             products = [(state.float() * gradient).sum() for state, gradient in zip(given, behind_them, strict=True)]
             gradients.add(torch.stack(products), torch.ones(len(products)))
 
@@ -202,6 +244,10 @@ class StreamedEffects:
             return torch.cat([state[where].to(rounded) for state, where in zip(given, seen, strict=True)])
 
         return self._unit(self._before, None, passed, self._misled(self._before, -1, everything))
+
+    def _gradients(self, boundary: int) -> HiddenStates:
+        """Return the gradients of the states before a block, of every column."""
+        return self._sweep.states(boundary, "gradients", len(self._starts))
 
     def _misled(self, parts: Sequence[Part], block: int, output: Output) -> set[str]:
         return misled(self._sweep, parts, block, output) if self._check else set()
@@ -218,15 +264,15 @@ class StreamedEffects:
         Args:
             parts: parts of the unit, whose weights are in memory.
             block: index of the block that the parts are in.
-            passed: function that runs a sample forward and backward, which adds a column to the gradients.
+            passed: function that adds a column with the given number, by running a sample forward and backward.
             wrong: names of the parts whose gradient the outputs do not follow.
         """
         with torch.no_grad():
             candidates, errors = self._work_out(parts, block)
         names = {layer: [parts[part].name for part in layer.parts] for layer in candidates.layers}
         with torch.enable_grad(), Gradients(self._sweep.model, candidates, self._room) as gradients:
-            for index in range(len(self._sweep)):
-                passed(index, gradients)
+            for column in range(len(self.reached)):
+                passed(column, gradients)
             effects = gradients.effects()
         return_free_memory()  # pieces of this unit's gradients, which the next one's do not fit into
         for reached, layers in zip(self.reached, gradients.reached, strict=True):

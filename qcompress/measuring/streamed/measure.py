@@ -21,12 +21,17 @@ from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
 from qcompress.measuring.memory import HELD
-from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.reruns import NOT_IN_FLOAT32, options_to_run, with_runs
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.streamed.alone import RunsByBlock
-from qcompress.measuring.streamed.effects import StreamedEffects, UnitEffects
+from qcompress.measuring.streamed.effects import (
+    StreamedEffects,
+    UnitEffects,
+    effects_of_parts,
+    probes,
+    unknown_parts,
+)
 from qcompress.measuring.streamed.encoding_progress import EncodingOfBlocks
 from qcompress.measuring.streamed.forecast import as_bytes, resident_bytes, room_left
 from qcompress.measuring.streamed.forecast_memory import surveyed, unit_forecasts
@@ -44,9 +49,6 @@ from qcompress.model.parts import Part, Survey
 from qcompress.model.steady import steady
 from qcompress.model.weights import layer_names
 from qcompress.transforms.base import Transform
-
-UNREACHED = "no gradient reaches it, so the effect of its options is unknown"
-MISLED = f"{evidence.MISLED}, so the effect of its options is unknown"
 
 
 def measure_streamed(
@@ -93,8 +95,8 @@ def measure_streamed(
             candidates, errors = fitted(model, tuple(parts), options, *inputs, encoding, decoded_bytes=0)
             return candidates, errors
 
-        probes = partial(probe_generator, calibration.seed)
-        effects = StreamedEffects(sweep, inventory.parts, work_out, calibration.loss, probes, room, check=True)
+        probe = probes(sweep, calibration.loss, partial(probe_generator, calibration.seed))
+        effects = StreamedEffects(sweep, inventory.parts, work_out, [probe], room, check=True)
         tell = _telling(sweep, on_progress)
         for index in sweep.forward():
             tell(index + 1)
@@ -153,20 +155,12 @@ def _assembled(
     sweep: BlockSweep,
     notes: list[str],
 ) -> Measurement:
-    """Assemble the measurement from the units' effects; the effects of a part that is in two units are added."""
-    effects: dict[str, NDArray[np.float64]] = {}
+    """Assemble the measurement from the units' effects."""
     by_part: dict[str, tuple[tuple[Transform, ...], NDArray[np.float64]]] = {}
-    reached: set[str] = set()
-    misled = set().union(*(unit.misled for unit in units))
     for unit in units:
-        start = 0
-        for name, options in zip(unit.parts, unit.transforms, strict=True):
-            place = slice(start, start := start + len(options))
-            effects[name] = effects.get(name, 0.0) + unit.effects[place]
-            by_part[name] = options, unit.errors[place]
-        reached.update(set(unit.parts) - set(unit.unreached))
-    names = [part.name for part in inventory.parts]
-    unknown = {name: MISLED if name in misled else UNREACHED for name in names if name in misled or name not in reached}
+        ends = np.cumsum([len(options) for options in unit.transforms])[:-1]
+        by_part |= zip(unit.parts, zip(unit.transforms, np.split(unit.errors, ends), strict=True), strict=True)
+    effects, unknown, names = effects_of_parts(units), unknown_parts(units), [part.name for part in inventory.parts]
     last = {name: 1 if name in unknown else None for name in names}
     transforms = tuple(by_part[name][0][: last[name]] for name in names)
     rows = np.concatenate([effects[name][: last[name]] for name in names])

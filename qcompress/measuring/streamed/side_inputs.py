@@ -27,12 +27,13 @@ class SideInputs:
     Args:
         sweep: the samples.
         weights: the weights before the blocks.
+        passes: how many times all samples pass backward, one after the other.
 
     Raises:
         ChainError: other arguments depend on them for some samples than for the first.
     """
 
-    def __init__(self, sweep: BlockSweep, weights: Sequence[nn.Parameter]) -> None:
+    def __init__(self, sweep: BlockSweep, weights: Sequence[nn.Parameter], *, passes: int) -> None:
         self._sweep = sweep
         kinds: list[list[dict[int, tuple[torch.Size, torch.dtype]]]] = []
         for sample in sweep.samples:  # only shapes and dtypes are kept, as the tensors may be large
@@ -51,7 +52,7 @@ class SideInputs:
             [
                 HiddenStates(
                     sweep.folder / f"side_{block:04}_{place}.bin",
-                    [of_sample[block][place][0] for of_sample in kinds],
+                    [of_sample[block][place][0] for of_sample in kinds] * passes,
                     kinds[0][block][place][1],
                 )
                 for place in places
@@ -72,7 +73,7 @@ class SideInputs:
 
     @contextlib.contextmanager
     def writing(self, block: int) -> Iterator[Callable[[Sequence[Tensor]], None]]:
-        """Yield a function that takes the side inputs of every sample, with their gradients."""
+        """Yield a function that takes the side inputs of every sample and pass, with their gradients."""
         with contextlib.ExitStack() as stack:
             puts = [stack.enter_context(file.writing()) for file in self._files[block]]
 
@@ -93,9 +94,9 @@ class SideInputs:
             *(call.leaves[place] for call, places in zip(calls, self._places, strict=True) for place in places),
         ]
 
-    def gradients(self, sample: int) -> list[Tensor]:
-        """Return the gradients of the side inputs, in the order of `given`."""
-        return [file.read(sample) for files in self._files for file in files]
+    def gradients(self, column: int) -> list[Tensor]:
+        """Return the gradients of the side inputs in a sample's pass, in the order of `given`."""
+        return [file.read(column) for files in self._files for file in files]
 
     def delete(self) -> None:
         """Delete all files."""

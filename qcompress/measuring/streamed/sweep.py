@@ -83,9 +83,12 @@ class BlockSweep:
         with forwards.first_pass(sample.inputs, f"a sample of batch {sample.batch}"):
             return self.chain.call(0, sample.inputs)[0]
 
-    def states(self, boundary: int, name: str = "states") -> HiddenStates:
-        """Return the hidden states before block ``boundary`` (for the last boundary, after the last block)."""
-        return HiddenStates(self.folder / f"{name}_{boundary:04}.bin", self.shapes, self.dtype)
+    def states(self, boundary: int, name: str = "states", passes: int = 1) -> HiddenStates:
+        """Return the hidden states before block ``boundary`` (for the last boundary, after the last block).
+
+        With several ``passes``, those of all samples are followed by those of all samples in the next one.
+        """
+        return HiddenStates(self.folder / f"{name}_{boundary:04}.bin", self.shapes * passes, self.dtype)
 
     def hidden(self, boundary: int, sample: int) -> Tensor:
         """Return the hidden states of a sample before block ``boundary``."""

@@ -25,7 +25,7 @@ from qcompress.measuring.memory import HELD, return_free_memory
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.methods.weight_gradients import WeightGradients
-from qcompress.measuring.streamed.effects import StreamedEffects
+from qcompress.measuring.streamed.effects import StreamedEffects, effects_of_parts, probes
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
 from qcompress.model.blocks import Blocks, blocks_of
@@ -147,18 +147,12 @@ def effects_by_block(
         return unit, np.zeros(unit.num_options)
 
     with _sweep(direct, batches) as sweep:
-        streamed = StreamedEffects(
-            sweep, candidates.parts, work_out, direct.loss, lambda number: generators[number], HELD_BYTES, check=False
-        )
+        probe = probes(sweep, direct.loss, lambda number: generators[number])
+        streamed = StreamedEffects(sweep, candidates.parts, work_out, [probe], HELD_BYTES, check=False)
         for _ in sweep.forward():
             pass
-        columns = np.zeros((candidates.num_options, len(sweep)))
-        for unit in streamed.units():
-            start = 0
-            for name, options in zip(unit.parts, unit.transforms, strict=True):
-                first = candidates.offsets[places[name]]
-                columns[first : first + len(options)] += unit.effects[start : start + len(options)]
-                start += len(options)
+        effects = effects_of_parts(streamed.units())
+        columns = np.concatenate([effects[part.name] for part in candidates.parts])
         return columns, sweep.sizes, streamed.reached
 
 
