@@ -125,7 +125,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, default=5.0, help="seconds a run")
     parser.add_argument("--only", choices=tuple(PROBLEMS), help="one problem instead of all")
     parser.add_argument("--processor-time", action="store_true", help="count processor time instead of the clock's")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the JSON and the table")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for JSON and table")
     return parser.parse_args()
 
 

@@ -182,7 +182,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--only", action="append", default=[], help="a back end of the table; may be given again")
     parser.add_argument("--every", action="append", type=_share, default=[], help="NAME=N: every N-th problem only")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the JSON and the table")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for JSON and table")
     return parser.parse_args()
 
 

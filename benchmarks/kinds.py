@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the models and data; its instances are added")
     parser.add_argument("--library", action="store_true", help="solve the instances of the library instead")
     parser.add_argument("--processor-time", action="store_true", help="count processor time instead of the clock's")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the JSON and the table")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for JSON and table")
     arguments = parser.parse_args()
     solvers = tuple(arguments.solvers.split(","))
     if arguments.library:

@@ -1,6 +1,6 @@
 """One problem in the form of each of Leap's hybrid solvers: size, shortest time charged, time to build, upload.
 
-    python -m benchmarks.leap_forms --output results/leap_forms
+    python -m benchmarks.leap_forms --output benchmarks/results/leap_forms
 
 Nothing is sent and no account is needed: least times are by the weights that the service publishes for its solvers
 (D-Wave documentation; `PUBLISHED`). Each form is built in a process of its own, so that its peak of memory is its
@@ -85,7 +85,7 @@ def built(solver: str, problem_name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("results/leap_forms"), help="path without ending")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/leap_forms"), help="path, no ending")
     parser.add_argument("--one", nargs=2, metavar=("FORM", "PROBLEM"), help="build one and print its row as JSON")
     arguments = parser.parse_args()
     if arguments.one:

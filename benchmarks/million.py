@@ -79,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--processor-time", action="store_true", help="the limit counts processor time, not the clock's"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the JSON and the table")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for JSON and table")
     return parser.parse_args()
 
 

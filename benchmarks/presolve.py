@@ -86,7 +86,7 @@ CASES: tuple[tuple[str, Callable[[], Problem], str | None], ...] = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the results")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     out = parser.parse_args().out
     rows = []
     for name, make, solver in CASES:

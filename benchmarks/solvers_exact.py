@@ -79,7 +79,7 @@ def measure(structure: str, groups: int, solver: str, time_limit: float, options
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the JSON and the table")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for JSON and table")
     parser.add_argument("--only", choices=tuple(CASES), help="one structure instead of all")
     arguments = parser.parse_args()
     rows = []

@@ -1,6 +1,6 @@
 """CP-SAT, the portfolio, the beam search on a measured loss, and the two-objective front, against other solvers.
 
-    python -m benchmarks.solvers_more --output results/solvers_more
+    python -m benchmarks.solvers_more --output benchmarks/results/solvers_more
 
 Four tables on `layered_problem`s of 6 options a group. (1) CP-SAT beside the other exact solvers at one time limit.
 (2) The portfolio beside `auto`. (3) Beam search where the prediction is wrong by half and knows no pair terms: how far
@@ -35,7 +35,7 @@ FAMILIES: dict[str, Callable[[], Problem]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("results/solvers_more"), help="path without ending")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/solvers_more"), help="path, no ending")
     parser.add_argument("--time-limit", type=float, default=10.0, help="seconds a run of an exact solver")
     arguments = parser.parse_args()
     for solver in ("cp-sat", "milp", "miqp", "auto", "portfolio"):  # compile before anything is timed

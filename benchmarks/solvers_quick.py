@@ -1,6 +1,6 @@
 """How good the heuristic solvers are in a few seconds, on factor-form problems.
 
-    python -m benchmarks.solvers_quick --output results/solvers_quick
+    python -m benchmarks.solvers_quick --output benchmarks/results/solvers_quick
 
 Two tables: 200 groups of 6 options (rank 8), every solver at the same time limit against the best known choice (the
 best of a long run with many starts, and of all runs here); and 50 groups, where the QUBO route shows what its
@@ -125,7 +125,7 @@ def _percent(number: float | None) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("results/solvers_quick"), help="path without ending")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/solvers_quick"), help="path, no ending")
     parser.add_argument("--time-limit", type=float, default=5.0, help="seconds a run")
     parser.add_argument("--problems", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=5)

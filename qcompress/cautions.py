@@ -46,15 +46,15 @@ def what_helps(
         refined: whether the run measures again around the choice already.
         in_rounds: whether it removes channels in rounds already.
     """
-    if opened:
-        return "more calibration samples, and the model loaded whole, which takes refine_rounds=2 and method='direct'"
     helps = ["more calibration samples"]
     if measurement.sets:
         if not (given or in_rounds):
             helps.append("channels removed in rounds (rounds=3, --rounds 3)")
     elif not refined and not any(option.activations for options in measurement.transforms for option in options):
         helps.append("measuring again around the choice (refine_rounds=2, --refine-rounds 2)")
-    if measurement.method != "direct":
+    if opened:
+        helps.append("costs measured one by one with the model loaded whole (method='direct')")
+    elif measurement.method != "direct":
         python, flag = ("measure(method='direct')", "qcompress measure ") if given else ("method='direct'", "")
         helps.append(f"costs measured one by one ({python}, {flag}--method direct)")
     return " and ".join(filter(None, (", ".join(helps[:-1]), helps[-1])))

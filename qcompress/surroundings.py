@@ -52,11 +52,11 @@ def surroundings_of(
         memory: memory limit, for an opened model.
     """
     if opened_of(calibration.model) is None:
-        return InMemory(calibration, measurement, code)
-    return Opened(calibration, measurement, memory)
+        return SurroundingsInMemory(calibration, measurement, code)
+    return SurroundingsByBlock(calibration, measurement, memory)
 
 
-class InMemory:
+class SurroundingsInMemory:
     """Surroundings in a model in memory; its data is kept in memory with the original's outputs."""
 
     def __init__(self, calibration: Calibration, measurement: Measurement, code: str) -> None:
@@ -76,7 +76,7 @@ class InMemory:
         return measured_at(self._calibration, self._measurement, emulation, loss, self._code, cache, on_progress)
 
 
-class Opened:
+class SurroundingsByBlock:
     """Surroundings in an opened model, whose blocks are read once for all choices that are given together."""
 
     def __init__(self, calibration: Calibration, measurement: Measurement, memory: int | str | None) -> None:

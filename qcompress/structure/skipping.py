@@ -156,8 +156,8 @@ def _depending(
 ) -> list[CoupledSet]:
     """Return the sets without which the output still depends on the input; they are masked in ``model``, and undone.
 
-    If the output depends on the input without several sets together, it does without each of them alone, unless what
-    they add cancels out. So the sets are bisected.
+    One sample does not show that. If the output depends on the input without several sets together, it does without
+    each of them alone, unless what they add cancels out. So the sets are bisected.
     """
     tensors = {item.name: item.tensor for item in held_tensors(model)}
     before = {axis.tensor: tensors[axis.tensor].detach().clone() for item in sets for axis in item.axes if axis.reads}
@@ -166,6 +166,8 @@ def _depending(
     with torch.no_grad():
         for name, tensor in before.items():
             tensors[name].copy_(tensor)
+    if len(outputs) < 2:
+        return []
     if _differ(outputs):
         return list(sets)
     middle = len(sets) // 2

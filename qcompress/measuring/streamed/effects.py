@@ -67,6 +67,10 @@ class UnitEffects:
     unreached: tuple[str, ...]
     misled: tuple[str, ...]
 
+    def split(self, values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Return those of some values ``(options, ...)`` that belong to each part."""
+        return np.split(values, np.cumsum([len(options) for options in self.transforms], dtype=np.int64))[:-1]
+
     def save(self, path: Path) -> None:
         """Write to a file, completely or not at all."""
         options = [[transform.to_json() for transform in part_options] for part_options in self.transforms]
@@ -95,8 +99,7 @@ def effects_of_parts(units: Iterable[UnitEffects]) -> dict[str, NDArray[np.float
     """Name of a part → ``(options, columns)``; the effects of a part that is in two units are added."""
     effects: dict[str, NDArray[np.float64]] = {}
     for unit in units:
-        ends = np.cumsum([len(options) for options in unit.transforms])[:-1]
-        for name, own in zip(unit.parts, np.split(unit.effects, ends), strict=True):
+        for name, own in zip(unit.parts, unit.split(unit.effects), strict=True):
             effects[name] = effects.get(name, 0.0) + own
     return effects
 

@@ -158,8 +158,7 @@ def _assembled(
     """Assemble the measurement from the units' effects."""
     by_part: dict[str, tuple[tuple[Transform, ...], NDArray[np.float64]]] = {}
     for unit in units:
-        ends = np.cumsum([len(options) for options in unit.transforms])[:-1]
-        by_part |= zip(unit.parts, zip(unit.transforms, np.split(unit.errors, ends), strict=True), strict=True)
+        by_part |= zip(unit.parts, zip(unit.transforms, unit.split(unit.errors), strict=True), strict=True)
     effects, unknown, names = effects_of_parts(units), unknown_parts(units), [part.name for part in inventory.parts]
     last = {name: 1 if name in unknown else None for name in names}
     transforms = tuple(by_part[name][0][: last[name]] for name in names)
