@@ -165,7 +165,7 @@ def _language_model(
     from qcompress.measuring.perplexity import perplexity
 
     engine = settings["target"]
-    by_block = engine is None or engine.by_block
+    by_block = engine is None or engine.opens_by_itself or (engine.by_block and text.memory is not None)
     language = text.language_model(calibration.model, calibration.data, measuring.method, by_block=by_block)
     if language is None:
         return None

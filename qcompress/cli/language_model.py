@@ -129,7 +129,8 @@ class TextFlags:
         str | None,
         typer.Option(
             metavar="AMOUNT",
-            help="Maximum memory for measuring, for example 4GB; the model of hf:FOLDER is read block by block.",
+            help="Maximum memory for measuring, for example 4GB; the model of hf:FOLDER is then read block by block "
+            "(without an engine and for compressed-tensors always).",
             rich_help_panel=TEXT,
         ),
     ] = None

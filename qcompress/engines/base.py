@@ -122,7 +122,8 @@ class Engine(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()  # modules it imports to write or run files
-    by_block: ClassVar[bool] = False  # whether it writes and runs an opened model with one block in memory at a time
+    by_block: ClassVar[bool] = False  # whether it writes an opened model with one block in memory at a time
+    opens_by_itself: ClassVar[bool] = False  # whether the command line opens hf:FOLDER for it even without --memory
     writes_folder: ClassVar[bool] = False  # whether it writes a folder instead of a file
     extra: ClassVar[str] = ""  # the extra of qcompress that installs the modules
     tolerance: ClassVar[
@@ -251,10 +252,10 @@ class Engine(ABC):
         """Run the file in the engine."""
 
     def run_by_block(self, path: Path, batches: Iterable[Any]) -> EngineRun:  # noqa: ARG002
-        """Run the file with one block of weights in memory at a time.
+        """Run the file of an opened model, with one block of weights in memory at a time if possible.
 
         Raises:
-            EngineError: the engine only runs whole models.
+            EngineError: the engine does not write opened models.
         """
         raise EngineError(f"engine {self.name!r} does not run a model block by block: load it whole")
 

@@ -11,7 +11,7 @@ transformers ties dense weights only, so weights shared by several modules are n
 import functools
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +36,7 @@ from qcompress.engines.tensor_file import TensorEntry
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
 from qcompress.model.hugging_face import class_of
-from qcompress.model.opened import Opened, opened_from, opened_of
+from qcompress.model.opened import numbers_of, opened_from
 from qcompress.model.parts import Part
 from qcompress.options import Options, prune_quantize
 from qcompress.transforms.base import Keep, Target, Transform
@@ -71,6 +71,7 @@ class CompressedTensors(Engine):
     requires: ClassVar[tuple[str, ...]] = ("compressed_tensors", "transformers")
     extra: ClassVar[str] = "compressed-tensors"
     by_block: ClassVar[bool] = True
+    opens_by_itself: ClassVar[bool] = True
     writes_folder: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-6
 
@@ -181,10 +182,10 @@ class CompressedTensors(Engine):
         path.mkdir()
         contents: dict[str, list[TensorEntry]] = {file: [] for file in files.values()}
         for name, tensor in state.items():
-            written = (
-                _entries_of(name, packed[name]) if name in packed else _dense_entries(name, tensor, opened_of(model))
+            read = functools.partial(numbers_of, model, name, tensor)
+            contents[files[name]] += (
+                _entries_of(name, packed[name]) if name in packed else _dense_entries(name, tensor, read)
             )
-            contents[files[name]] += written
         for file, entries in contents.items():
             with (path / file).open("wb") as stream:
                 tensor_file.write(stream, entries)
@@ -217,12 +218,11 @@ class CompressedTensors(Engine):
 
     def check(self, path: Path, model: nn.Module) -> str:
         """Compare every tensor with the model's, one at a time; compressed-tensors itself decodes the packed ones."""
-        files, opened = PackedFiles(path), opened_of(model)
+        files = PackedFiles(path)
         for name, tensor in written_state(model).items():
             if name not in files:
                 return f"the folder lacks {name!r}"
-            numbers = opened.read(name) if opened is not None and tensor.is_meta else tensor.cpu()
-            stored = files.read(name)
+            numbers, stored = numbers_of(model, name, tensor), files.read(name)
             if stored.dtype != numbers.dtype or not torch.equal(stored, numbers):
                 return f"{name!r} in the folder is not the model's"
         return ""
@@ -308,10 +308,9 @@ def _files_of(state: Mapping[str, Tensor], shard_bytes: int) -> dict[str, str]:
     }
 
 
-def _dense_entries(name: str, tensor: Tensor, opened: Opened | None = None) -> list[TensorEntry]:
-    """Return a dense weight; for an opened model it is read when it is written."""
-    numbers = (lambda: tensor) if opened is None or not tensor.is_meta else functools.partial(opened.read, name)
-    return [TensorEntry(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), tensor=numbers)]
+def _dense_entries(name: str, tensor: Tensor, read: Callable[[], Tensor] | None = None) -> list[TensorEntry]:
+    """Return a dense weight, which is read when it is written."""
+    return [TensorEntry(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), tensor=read)]
 
 
 def _packed_entries(name: str, scheme: Scheme, target: Target) -> list[TensorEntry]:

@@ -257,6 +257,12 @@ def opened_of(model: nn.Module) -> Opened | None:
     return opened
 
 
+def numbers_of(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor of the state dict on the CPU; of an opened model, a weight in a block is read."""
+    opened = opened_of(model)
+    return opened.read(name) if opened is not None and tensor.is_meta else tensor.detach().cpu()
+
+
 def require_in_memory(model: nn.Module, name: str, instead: str) -> None:
     """Refuse an opened model.
 

@@ -133,6 +133,24 @@ def test_an_engine_that_needs_the_whole_model_takes_a_folder_too(
     assert forecast_seconds(model, [torch.ones(1, 12, dtype=torch.long)], Offered.of(qcompress.gguf_types())) > 0
 
 
+def test_within_a_memory_limit_a_gguf_file_is_written_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp")
+    monkeypatch.chdir(tmp_path)
+    tiny("llama", tmp_path / "model")
+    (tmp_path / "text.txt").write_text("the cat and the man " * 60)
+    words = ["compress", f"hf:{tmp_path / 'model'}", "--text", "text.txt", "--length", "12", "--windows", "8"]
+    words += ["--budget", "file_bytes=60%", "--solver", "dp", "--no-pairs", "--target", "llama.cpp", "--memory", "8GB"]
+    assert main([*words, "--output", "small.gguf", "--json"]) == 0
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert "2 blocks of" in said.err
+    assert (tmp_path / "small.gguf").stat().st_size == report["usage"]["file_bytes"] <= report["budgets"]["file_bytes"]
+    assert report["metric_after"] == pytest.approx(report["metric_before"], rel=0.1)  # perplexity
+
+
 def test_a_gguf_file_is_compressed_into_a_smaller_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +237,7 @@ def test_a_language_model_is_measured_block_by_block(
         (["compress", "gguf:none", "--text", "a", "--budget", "bytes=0.5"], "there is no file 'none'; gguf:FILE"),
         (["compress", "gguf:text.txt", "--text", "a", "-b", "bytes=1", "--memory", "2GB"], "here it is loaded whole"),
         (
-            ["compress", "hf:m", "--text", "a", "--memory", "1GB", "-b", "bytes=0.5", "--target", "llama.cpp"],
+            ["compress", "hf:m", "--text", "a", "--memory", "1GB", "-b", "bytes=0.5", "--target", "onnxruntime"],
             "here it is loaded whole",
         ),
         (["compress", "zoo:net", "--budget", "bytes=0.5"], "needs DATA"),

@@ -19,6 +19,7 @@ from qcompress.engines.llama_cpp.architectures import tensor_names
 from qcompress.engines.llama_cpp.container import TensorPlan, Value
 from qcompress.engines.llama_cpp.header import Header
 from qcompress.errors import EngineError
+from qcompress.model.opened import numbers_of
 from qcompress.model.tensors import all_names, byte_tensor
 from qcompress.transforms.base import Keep
 from qcompress.transforms.ggml.gguf_type import GgufType
@@ -70,7 +71,7 @@ def entries(model: nn.Module, header: Header) -> list[Entry]:
         if item.part.rows is not None:
             raise EngineError(f"a tensor of a GGUF file has one type, but {item.part.name!r} is a block of a tensor")
         stored[id(state[item.part.state_name])] = item
-    whole = [_entry(name, state[name], names[name], stored.get(id(state[name])), header) for name in names]
+    whole = [_entry(model, name, state[name], names[name], stored.get(id(state[name])), header) for name in names]
     _require_fit(whole, header)
     return whole
 
@@ -91,7 +92,9 @@ def _require_fit(whole: list[Entry], header: Header) -> None:
             )
 
 
-def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, header: Header) -> Entry:
+def _entry(
+    model: nn.Module, name: str, tensor: Tensor, called: str, item: CompressedPart | None, header: Header
+) -> Entry:
     order = _order(called, header, tensor.shape[0]) if tensor.ndim else None
     if item is not None and isinstance(item.transform, GgufType):
         plan = _plan(called, tuple(tensor.shape), item.transform.type, _rows(lambda: item.stored["blocks"], order))
@@ -108,7 +111,8 @@ def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, 
     shift = float(header.architecture.shifted_norms and called.endswith("norm.weight"))
 
     def values() -> Tensor:
-        wide = tensor.detach().cpu().to(torch.float32) + shift if full else tensor.detach().cpu()
+        numbers = numbers_of(model, name, tensor)
+        wide = numbers.to(torch.float32) + shift if full else numbers
         return byte_tensor(wide).view(len(wide), -1)
 
     return Entry(state=name, plan=_plan(called, tuple(tensor.shape), kind, _rows(values, order)), part=item)

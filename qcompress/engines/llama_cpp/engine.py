@@ -18,6 +18,7 @@ from qcompress.engines.llama_cpp.pooling import pooled
 from qcompress.engines.llama_cpp.recipe import is_recipe, recipe_of
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
+from qcompress.model.opened import numbers_of
 from qcompress.model.parts import Part
 from qcompress.model.tensors import all_names
 from qcompress.options import Options, gguf_types
@@ -49,6 +50,7 @@ class LlamaCpp(Engine):
     name: ClassVar[str] = "llama.cpp"
     summary: ClassVar[str] = "GGUF: ggml's block formats for language models and text encoders, on any processor"
     requires: ClassVar[tuple[str, ...]] = ("gguf", "libggml", "xllamacpp")
+    by_block: ClassVar[bool] = True
     extra: ClassVar[str] = "gguf"
     tolerance: ClassVar[float] = 0.1
 
@@ -126,6 +128,10 @@ class LlamaCpp(Engine):
         threads = self.threads or torch.get_num_threads()
         return running.run(path, batches, threads)
 
+    def run_by_block(self, path: Path, batches: Iterable[Any]) -> EngineRun:
+        """Run the file as a whole: llama.cpp itself needs the memory of the compressed model."""
+        return self.run(path, batches)
+
     def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
         """Compute the same with the model, one sample at a time, because samples may be padded in the batch."""
         header = header_of(model, self.source)
@@ -152,7 +158,7 @@ class LlamaCpp(Engine):
             if tensor is None:
                 return f"the file lacks {entry.plan.name!r}"
             decoded = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-            if why := _differs(entry, decoded, state[entry.state], header):
+            if why := _differs(entry, decoded, numbers_of(model, entry.state, state[entry.state]), header):
                 return why
         return ""
 
@@ -163,7 +169,7 @@ def _plans(model: nn.Module, header: Header) -> list[TensorPlan]:
 
 
 def _differs(entry: Entry, decoded: Any, weight: Tensor, header: Header) -> str:
-    wanted = weight.detach().cpu().float()
+    wanted = weight.float()
     shift = float(header.architecture.shifted_norms and entry.plan.name.endswith("norm.weight"))
     rows = state_rows(entry, np.asarray(decoded, dtype=np.float32).reshape(wanted.shape), header)
     if torch.equal(torch.tensor(rows).to(weight.dtype), (wanted + shift).to(weight.dtype)):
