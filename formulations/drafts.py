@@ -67,6 +67,8 @@ def locked(path: Path) -> Iterator[bool | None]:
             found = False
         except OSError:
             found = None
+        if not os.fstat(handle).st_nlink:
+            raise FileNotFoundError(2, "it was removed before it was locked", str(path))
         path.stat()  # not compared with that of the handle: some network drives give another number every time
         yield found
     finally:

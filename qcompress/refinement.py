@@ -23,13 +23,14 @@ from torch import nn
 from formulations import Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from qcompress.compressed.apply import as_choice
+from qcompress.compressed.apply import as_choice, choice_of, require_same_bytes
 from qcompress.errors import OptionsError, ResultNotFiniteError
 from qcompress.formulation import formulate
 from qcompress.identity import identify, once
 from qcompress.measurement import Measurement
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import loss_of, require_weights_alone
+from qcompress.measuring.streamed.resume_folder import remove_files
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction
@@ -154,8 +155,8 @@ def refine(
 
     Raises:
         ModelError: same as in `remeasure`.
-        OptionsError: same as in `remeasure`; also if ``rounds`` is not a positive integer, or the cache belongs to
-            another refinement.
+        OptionsError: same as in `remeasure`; also if ``rounds`` is not a positive integer, ``choice`` exceeds a
+            budget, or the cache belongs to another refinement.
         ResultNotFiniteError: outputs or losses of ``choice`` are not finite.
         FileFormatError: the cache is incomplete.
 
@@ -177,6 +178,7 @@ def refine(
     solver, measured = as_solver(solver), loss_of(measurement, loss)
     require_weights_alone(measurement)
     require_problem(problem, "refine")
+    _require_start(measurement, problem, start)
     solver.require_kind(pairs=bool(problem.pairs), paired_budgets=tuple(problem.paired_budgets))
     code = code_of(itertools.chain.from_iterable(measurement.transforms)).digest
     data = list(forwards.checked_data(data))
@@ -194,19 +196,46 @@ def refine(
         if not math.isfinite(before):
             raise ResultNotFiniteError("the outputs or losses of the choice to refine are not finite on the data")
         best = Refined(choice=start, loss=before, loss_before=before, steps=(), complete=False)
+        if file is not None:
+            _save(best, file, key)
     while len(best.steps) < rounds and not best.complete:
         local = surroundings.measured(best.choice, best.loss, part, on_progress)
         nearby = list(_nearby(local, problem, best.choice, solver=solver, time_limit=time_limit, seed=seed))
         losses = surroundings.losses([candidate for _, candidate in nearby]) if nearby else []
         best = _improved(best, [(true, *own) for true, own in zip(losses, nearby, strict=True)])
         if file is not None and part is not None:
-            part.unlink(missing_ok=True)  # the next round measures around another choice
-            FILE_KIND.write_json(file, {"key": key, **best.to_json()})
+            _remove(part)  # the next round measures around another choice
+            _save(best, file, key)
         if on_round is not None and not best.complete:
             on_round(best.steps[-1])
     if part is not None:
-        part.unlink(missing_ok=True)
+        _remove(part)
     return best
+
+
+def _require_start(measurement: Measurement, problem: Problem, start: NDArray[np.int64]) -> None:
+    """Check that the choice to refine is one of the problem, which was made from the measurement, within its budgets.
+
+    Raises:
+        ModelError: it is not, or the problem was made from another measurement.
+        OptionsError: it exceeds a budget.
+    """
+    choice = choice_of(measurement, start)
+    judged = problem.evaluate(start)
+    require_same_bytes(measurement, choice, judged.usage, "the problem")
+    if not judged.feasible:
+        listed = ", ".join(
+            f"{name} ({judged.usage[name]:g} of {problem.budgets[name]:g})" for name in judged.violations
+        )
+        raise OptionsError(f"the choice to refine exceeds the budgets for {listed}: give a choice within them")
+
+
+def _remove(part: Path) -> None:
+    """Remove the file or folder that a measurement would have resumed from."""
+    if part.is_dir():
+        remove_files(part)
+    else:
+        part.unlink(missing_ok=True)
 
 
 def _improved(best: Refined, tried: list[tuple[float, float, NDArray[np.int64]]]) -> Refined:
@@ -216,6 +245,10 @@ def _improved(best: Refined, tried: list[tuple[float, float, NDArray[np.int64]]]
         return replace(best, complete=True)
     step = RefineStep(changes=int((choice != best.choice).sum()), predicted=predicted, loss=least)
     return replace(best, choice=choice, loss=least, steps=(*best.steps, step))
+
+
+def _save(best: Refined, file: Path, key: str) -> None:
+    FILE_KIND.write_json(file, {"key": key, **best.to_json()})
 
 
 def _load(file: Path, key: str) -> Refined:

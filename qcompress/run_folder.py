@@ -180,6 +180,7 @@ class RunFolder:
         if changed:
             _logger.info("%s: %s is computed again, because of another %s", self.path, kept.file, ", ".join(changed))
             remove(part)
+            remove(part.with_name(f"{part.name}.part"))  # what the step itself had begun
         elif earlier["done"]:
             _logger.info(
                 "%s: %s is computed again, because it is missing or was overwritten by another step",

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompress.compressed.apply import require_measured
-from qcompress.errors import NotFiniteError
 from qcompress.measurement import Measurement
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import measured_at
@@ -35,7 +34,7 @@ class Surroundings(Protocol):
         Args:
             choice: the choice.
             loss: its loss.
-            cache: file or folder to resume from.
+            cache: file or folder to resume from, which stays.
             on_progress: same as in `measure`.
         """
 
@@ -53,7 +52,7 @@ def surroundings_of(
     """
     if opened_of(calibration.model) is None:
         return SurroundingsInMemory(calibration, measurement, code)
-    return SurroundingsByBlock(calibration, measurement, memory)
+    return SurroundingsByBlock(calibration, measurement, code, memory)
 
 
 class SurroundingsInMemory:
@@ -79,9 +78,9 @@ class SurroundingsInMemory:
 class SurroundingsByBlock:
     """Surroundings in an opened model, whose blocks are read once for all choices that are given together."""
 
-    def __init__(self, calibration: Calibration, measurement: Measurement, memory: int | str | None) -> None:
+    def __init__(self, calibration: Calibration, measurement: Measurement, code: str, memory: int | str | None) -> None:
         require_measured(calibration.model, measurement.model_fingerprint)
-        self._calibration, self._measurement, self._memory = calibration, measurement, memory
+        self._calibration, self._measurement, self._code, self._memory = calibration, measurement, code, memory
 
     def losses(self, choices: Sequence[Choice]) -> list[float]:
         """See `Surroundings`."""
@@ -90,19 +89,17 @@ class SurroundingsByBlock:
             tuple(options[option] for options, option in zip(self._measurement.transforms, choice, strict=True))
             for choice in choices
         ]
-        try:
-            rises = losses_of(
-                own.model, self._measurement, transforms, own.data, own.data, loss=own.loss, forward=own.forward
-            )
-        except NotFiniteError:
-            return [math.inf] * len(choices)
+        rises = losses_of(
+            own.model, self._measurement, transforms, own.data, own.data, loss=own.loss, forward=own.forward
+        )
         return [_mean(samples) for samples in rises]
 
     def measured(self, choice: Choice, loss: float, cache: Path | None, on_progress: OnProgress) -> Measurement:  # noqa: ARG002
         """See `Surroundings`."""
         return measured_around(
-            self._calibration, self._measurement, choice, cache=cache, memory=self._memory, on_progress=on_progress
-        )
+            self._calibration, self._measurement, choice, self._code, cache=cache, keep=True, memory=self._memory,
+            on_progress=on_progress,
+        )  # fmt: skip
 
 
 def _mean(samples: list[NDArray[np.float64]] | None) -> float:

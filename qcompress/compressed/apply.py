@@ -6,7 +6,7 @@ the stored arrays is attached to the model (`qcompress.compressed.record`) for `
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -113,7 +113,7 @@ def chosen_transforms(model: nn.Module, measurement: Measurement, solution: Solu
             "nothing to apply; allow the solver more time or raise a budget"
         )
     choice = choice_of(measurement, solution.choice)
-    _require_same_bytes(measurement, choice, solution)
+    require_same_bytes(measurement, choice, solution.usage, "the solution")
     require_measured(model, measurement.model_fingerprint)
     chosen = [options[option] for options, option in zip(measurement.transforms, choice, strict=True)]
     for part in solution.details.get(NEAREST, ()):
@@ -121,13 +121,13 @@ def chosen_transforms(model: nn.Module, measurement: Measurement, solution: Solu
     return chosen
 
 
-def _require_same_bytes(measurement: Measurement, choice: list[int], solution: Solution) -> None:
-    """Check that a choice takes the bytes that its solution says.
+def require_same_bytes(measurement: Measurement, choice: list[int], usage: Mapping[str, float], whose: str) -> None:
+    """Check that a choice takes the bytes that its solution or problem says.
 
     Raises:
-        ModelError: it does not, so that it was made from another measurement.
+        ModelError: it does not, so that ``whose`` usage it is was made from another measurement.
     """
-    stated = solution.usage.get("bytes")
+    stated = usage.get("bytes")
     if stated is None or measurement.sets:  # uses of channels are not sums
         return
     firsts = np.cumsum([0, *map(len, measurement.transforms)])[:-1]
@@ -135,7 +135,7 @@ def _require_same_bytes(measurement: Measurement, choice: list[int], solution: S
     whole = parts + measurement.fixed["bytes"]
     if not any(math.isclose(stated, expected, rel_tol=1e-9, abs_tol=0.5) for expected in (whole, parts)):
         raise ModelError(
-            f"the solution was made from another measurement: it takes {stated:,.0f} bytes, and its choice from this "
+            f"{whose} was made from another measurement: it takes {stated:,.0f} bytes, and its choice from this "
             f"measurement would take {whole:,.0f}"
         )
 

@@ -1,5 +1,7 @@
 """Progress reports of a measurement."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -20,3 +22,21 @@ class MeasureProgress:
     num_samples: int
     elapsed_s: float
     unit: str = "batches"
+
+
+def block_progress(
+    on_progress: Callable[[MeasureProgress], None] | None, *, num_samples: int, total: int
+) -> Callable[[int], None]:
+    """Return a function that reports how many of ``total`` blocks are done."""
+    start = time.perf_counter()
+
+    def tell(done: int) -> None:
+        if on_progress is not None:
+            elapsed_s = time.perf_counter() - start
+            on_progress(
+                MeasureProgress(
+                    batches=done, total_batches=total, num_samples=num_samples, elapsed_s=elapsed_s, unit="blocks"
+                )
+            )
+
+    return tell

@@ -42,6 +42,12 @@ class Blocks:
             parameter.numel() * parameter.element_size() for parameter in self._model.get_submodule(block).parameters()
         )
 
+    @property
+    def outside_bytes(self) -> int:
+        """Bytes of the weights outside the blocks."""
+        inside = {id(own) for block in self.blocks for own in self._model.get_submodule(block).parameters()}
+        return sum(own.numel() * own.element_size() for own in self._model.parameters() if id(own) not in inside)
+
 
 def blocks_of(model: nn.Module, named: str | Sequence[str] | None = None) -> tuple[str, ...]:
     """Return the paths of a model's repeated blocks, in their order.

@@ -71,12 +71,18 @@ def seeded(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @functools.wraps(function)
     def run(*given: Given.args, **named: Given.kwargs) -> Found:
-        seed = as_seed(named.get("seed", 0))
-        with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(seed)
+        with seeding(as_seed(named.get("seed", 0))):
             return function(*given, **named)
 
     return run
+
+
+@contextmanager
+def seeding(seed: int) -> Iterator[None]:
+    """Seed torch's generator inside the block, and restore it on exit."""
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _devices() -> set[str]:

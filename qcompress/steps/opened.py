@@ -20,6 +20,7 @@ from qcompress.model.opened import opened_of
 from qcompress.run_folder import CODES, Kept, RunFolder
 from qcompress.steps.request import MODEL_FILE, Request
 from qcompress.streaming.applying import apply
+from qcompress.streaming.around import require_room_around
 from qcompress.streaming.encoding import need_inputs
 from solvers import Solution
 
@@ -34,7 +35,7 @@ def require_supported_steps(request: Request) -> None:
         if request.memory is not None:
             raise OptionsError("memory= is for models that are read block by block: give qcompress.open_model(folder)")
         return
-    as_bytes(request.memory)
+    limit = as_bytes(request.memory)
     refused = {
         "finetune_steps": request.finetune_steps != 0,
         "batch_norm_data": request.batch_norm_data is not None,
@@ -49,6 +50,8 @@ def require_supported_steps(request: Request) -> None:
         require_supported(request.measurement.parts, request.measurement.transforms)
     elif request.method != "sampled":
         raise OptionsError(f"an opened model is measured by method='sampled', found {request.method!r}")
+    elif request.refine_rounds and limit is not None:
+        require_room_around(request.calibration, request.calibration.data, request.offered, limit)
 
 
 def first_of(model: nn.Module, batch: Any) -> Any:

@@ -107,7 +107,8 @@ def applied(
     path = Path(tempfile.mkdtemp(prefix="qcompress.") if folder is None else folder)
     if folder is not None:
         inputs = forwards.checked_data(data or ()) if need_inputs(measurement, wanted) else None
-        claim(path, KEY_KIND, _key(opened, transforms, inputs), "the codes of another model, choice or data")
+        names = [part.name for part in measurement.parts]
+        claim(path, KEY_KIND, _key(opened, names, transforms, inputs), "the codes of another model, choice or data")
     with (
         tempfile.TemporaryDirectory(prefix="qcompress.") as states,
         forwards.evaluating(model),
@@ -135,11 +136,12 @@ def applied(
     return chosen
 
 
-def _key(opened: Opened, transforms: Sequence[Transform], data: Iterable[Any] | None) -> str:
-    """Return the digest of everything that codes depend on."""
+def _key(opened: Opened, names: Sequence[str], transforms: Sequence[Transform], data: Iterable[Any] | None) -> str:
+    """Return the digest of everything that the codes of the named parts depend on."""
     digest = None if data is None else identify_batches(data).digest
     settings = [
         opened.identity.digest,
+        names,
         [transform.to_json() for transform in transforms],
         code_of(transforms).digest,
         digest,

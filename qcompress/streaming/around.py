@@ -1,8 +1,7 @@
 """The samples of some data in an opened model and in the model with a choice, and the options around the choice."""
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.memory import HELD
-from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.streamed.forecast import resident_bytes, room_left
-from qcompress.measuring.streamed.forecast_memory import unit_forecasts
+from qcompress.measuring.streamed.forecast_memory import forecast_memory, unit_forecasts
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
+from qcompress.model.blocks import Blocks
 from qcompress.model.calibration import Calibration
 from qcompress.model.chain import without_cache
 from qcompress.model.losses import Loss
@@ -42,6 +43,7 @@ class Around:
         loss: the loss.
         original: the samples in the original.
         changed: the samples in the model with the choice.
+        room: bytes that `Gradients` may hold.
     """
 
     measurement: Measurement
@@ -49,28 +51,14 @@ class Around:
     loss: Loss
     original: BlockSweep
     changed: BlockSweep
-
-    def room(self, limit: int | None) -> int:
-        """Return the bytes that `Gradients` may hold; the original's block and its rows are in memory as well.
-
-        Raises:
-            OptionsError: even the largest unit does not fit.
-        """
-        if limit is None:
-            return HELD
-        parts, sweep = self.measurement.parts, self.changed
-        options = {part.name: Options(own) for part, own in zip(parts, self.measurement.transforms, strict=True)}
-        output = sweep.output(0, torch.ones(sweep.shapes[0], dtype=sweep.dtype))
-        units = unit_forecasts(sweep, parts, options, output, limit)
-        units = [replace(unit, weights=3 * unit.weights) for unit in units]
-        return room_left(limit, resident_bytes(), units, HELD)
+    room: int
 
     @torch.no_grad()
     def slope(self, sample: int, output: Tensor) -> Tensor:
         """Return the gradient of the loss at the output of the model with the choice."""
         gradient = self.loss.gradient(output, self.original.samples[sample].inputs, self.original.output(sample))
         assert gradient is not None  # noqa: S101
-        return gradient.to(output.dtype)
+        return gradient
 
     @torch.no_grad()
     def standing_loss(self) -> float:
@@ -88,14 +76,13 @@ class Around:
         unit = Unit(name="", block=block, parts=tuple(places[part.name] for part in parts))
         with loaded(_opened(model), unit):
             codes = encoded(model, known, unit, dict(enumerate(known.transforms)), self.original)
-            weights = {place: known.parts[place].weight(model) for place in unit.parts if self.standing[place]}
-            kept = {place: weight if block is None else weight.clone() for place, weight in weights.items()}
+            kept = {place: known.parts[place].weight(model) for place in unit.parts if self.standing[place]}
 
         def rows(part: int, option: int) -> Tensor:
             place = unit.parts[part]
             transform, weight = known.transforms[place][option], parts[part].weight(self.changed.model)
             if isinstance(transform, Keep):
-                return kept[place].clone()
+                return kept[place]
             return transform.decode(codes[place, transform], parts[part].target).to(weight)
 
         candidates = Candidates(
@@ -104,43 +91,67 @@ class Around:
             [known.transforms[place] for place in unit.parts],
             rows,
             [self.standing[place] for place in unit.parts],
-            overwritable=True,
         )
         return candidates, np.zeros(candidates.num_options)
-
-    def telling(self, on_progress: Callable[[MeasureProgress], None] | None) -> Callable[[int], None]:
-        """Return a function that reports how many of all blocks are done."""
-        start, total = time.perf_counter(), 3 * len(self.original.chain) + 2
-
-        def tell(done: int) -> None:
-            if on_progress is not None:
-                seconds, samples = time.perf_counter() - start, len(self.original)
-                on_progress(
-                    MeasureProgress(
-                        batches=done, total_batches=total, num_samples=samples, elapsed_s=seconds, unit="blocks"
-                    )
-                )
-
-        return tell
 
 
 @contextlib.contextmanager
 def around_choice(
-    calibration: Calibration, measurement: Measurement, standing: Sequence[int], data: list[Any], folder: Path
+    calibration: Calibration, measurement: Measurement, standing: Sequence[int], folder: Path, limit: int | None
 ) -> Iterator[Around]:
-    """Yield the samples in both models; the codes of the choice are written to the folder."""
+    """Yield the samples in both models; the codes of the choice are written to the folder.
+
+    Raises:
+        OptionsError: even the largest unit does not fit into ``limit`` bytes.
+    """
     model, run = calibration.model, steady(calibration.forward, calibration.seed)
+    data = list(calibration.data)
     transforms = [options[option] for options, option in zip(measurement.transforms, standing, strict=True)]
-    changed = applied(model, measurement, transforms, calibration.forward, data, folder / "codes")
     with contextlib.ExitStack() as stack:
         stack.enter_context(forwards.layer_by_layer())
-        sweeps = {}
-        for name, own in (("original", model), ("changed", changed)):
+
+        def sweep(name: str, own: nn.Module) -> BlockSweep:
             stack.enter_context(forwards.evaluating(own))
             stack.enter_context(without_cache(own))
             (folder / name).mkdir(exist_ok=True)
-            sweeps[name] = BlockSweep(own, _opened(own), data, run, folder / name)
-        yield Around(measurement=measurement, standing=standing, loss=calibration.loss, **sweeps)
+            return BlockSweep(own, _opened(own), data, run, folder / name)
+
+        original = sweep("original", model)
+        room = HELD if limit is None else _room(original, measurement, limit)
+        chosen = applied(model, measurement, transforms, calibration.forward, data, folder / "codes")
+        changed = sweep("changed", chosen)
+        yield Around(
+            measurement=measurement, standing=standing, loss=calibration.loss, original=original, changed=changed,
+            room=room,
+        )  # fmt: skip
+
+
+def require_room_around(calibration: Calibration, data: Iterable[Any], offered: Offered, limit: int) -> None:
+    """Check that the options of an opened model can be measured around a choice within some memory.
+
+    Raises:
+        OptionsError: it takes more than ``limit`` bytes.
+    """
+    model = calibration.model
+    needed = forecast_memory(model, data, offered, calibration.loss, calibration.forward) + _beside(_opened(model))
+    if needed > limit:
+        raise OptionsError(
+            f"memory={limit / 1e9:.3g} GB was given, but about {needed / 1e9:.3g} GB are needed to measure around the "
+            "choice, where two models are read (refine_rounds=): give more memory, or do not refine"
+        )
+
+
+def _room(sweep: BlockSweep, measurement: Measurement, limit: int) -> int:
+    options = {part.name: Options(own) for part, own in zip(measurement.parts, measurement.transforms, strict=True)}
+    output = sweep.output(0, torch.ones(sweep.shapes[0], dtype=sweep.dtype))
+    units = unit_forecasts(sweep, measurement.parts, options, output, limit)
+    beside = _beside(sweep.opened)
+    return room_left(limit, resident_bytes(), [replace(unit, weights=unit.weights + beside) for unit in units], HELD)
+
+
+def _beside(opened: Blocks) -> int:
+    """Return the bytes that the model with a choice takes in memory beside the original."""
+    return opened.outside_bytes + max(map(opened.block_bytes, opened.blocks))
 
 
 def _opened(model: nn.Module) -> Opened:

@@ -23,7 +23,7 @@ from qcompress.compressed.apply import choice_of, require_measured
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring import remeasure as in_memory
-from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.progress import MeasureProgress, block_progress
 from qcompress.measuring.remeasure import loss_of, require_weights_alone
 from qcompress.measuring.streamed.effects import StreamedEffects, effects_of_parts, probes, unknown_parts
 from qcompress.measuring.streamed.forecast import as_bytes
@@ -32,7 +32,7 @@ from qcompress.measuring.sums import Sums, probe_generator
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction
-from qcompress.model.modes import outside_modes
+from qcompress.model.modes import outside_modes, seeding
 from qcompress.model.opened import opened_of
 from qcompress.streaming.around import Around, around_choice
 from qcompress.transforms.own_code import code_of
@@ -95,19 +95,35 @@ def remeasure(
     measured = loss_of(measurement, loss)
     require_weights_alone(measurement)
     calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)
-    return measured_around(calibration, measurement, choice, cache=cache, memory=memory, on_progress=on_progress)
+    code = code_of(itertools.chain.from_iterable(measurement.transforms)).digest
+    with seeding(measurement.seed):
+        return measured_around(
+            calibration, measurement, choice, code, cache=cache, memory=memory, on_progress=on_progress
+        )
 
 
 def measured_around(
     calibration: Calibration,
     measurement: Measurement,
     choice: ArrayLike,
+    code: str,
     *,
     cache: AnyPath | None = None,
+    keep: bool = False,
     memory: int | str | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Measurement:
     """`remeasure` for an opened model, whose loss and options are known to be supported.
+
+    Args:
+        calibration: the model, with everything that measured numbers depend on.
+        measurement: same as in `remeasure`.
+        choice: same as in `remeasure`.
+        code: digest of the options' code before any of it ran.
+        cache: folder to resume from.
+        keep: whether the folder stays when the measurement is complete.
+        memory: same as in `remeasure`.
+        on_progress: same as in `remeasure`.
 
     Raises:
         ModelError: the model is not the measured one, or the choice does not fit it.
@@ -117,22 +133,22 @@ def measured_around(
         raise OptionsError(f"an opened model is measured by method='sampled', found {measurement.method!r}")
     standing, limit = choice_of(measurement, choice), as_bytes(memory)
     require_measured(calibration.model, measurement.model_fingerprint)
-    data = list(calibration.data)
     with (
-        resume_folder(cache, _key(calibration, measurement, standing)) as folder,
-        around_choice(calibration, measurement, standing, data, folder) as around,
+        resume_folder(cache, _key(calibration, measurement, standing, code), keep=keep) as folder,
+        around_choice(calibration, measurement, standing, folder, limit) as around,
     ):
-        room = around.room(limit)
         probe = probes(around.changed, calibration.loss, partial(probe_generator, calibration.seed))
         starts = (probe, around.slope)
-        effects = StreamedEffects(around.changed, measurement.parts, around.work_out, starts, room, check=True)
-        tell = around.telling(on_progress)
-        for done, _ in enumerate(itertools.chain(around.original.forward(), around.changed.forward())):
-            tell(done + 1)
+        effects = StreamedEffects(around.changed, measurement.parts, around.work_out, starts, around.room, check=True)
+        count = len(around.original.chain)
+        tell = block_progress(on_progress, num_samples=len(around.original), total=3 * count + 2)
+        for passed, sweep in enumerate((around.original, around.changed)):
+            for block in sweep.forward():
+                tell(passed * count + block + 1)
         units = []
         for number, unit in enumerate(effects.units()):
             units.append(unit)
-            tell(2 * len(around.original.chain) + number + 1)
+            tell(2 * count + number + 1)
         found, unknown = effects_of_parts(units), unknown_parts(units)
         return _again(measurement, standing, around, [found[part.name] for part in measurement.parts], unknown)
 
@@ -148,18 +164,23 @@ def _again(
 
     The costs of parts whose effects are unknown differ as in the first measurement, without pair terms.
     """
-    probed, slopes = np.split(np.concatenate(effects), 2, axis=1)
+    starts = np.cumsum([0, *map(len, measurement.transforms)])
+    by_part = {part.name: slice(*starts[place : place + 2]) for place, part in enumerate(measurement.parts)}
+    columns = np.concatenate(effects)
+    for name in unknown:
+        columns[by_part[name]] = 0.0
+    probed, slopes = np.split(columns, 2, axis=1)
     costs = slopes + 0.5 * probed**2
     sums = Sums(len(costs), measurement.seed, by_sample=True)
     sums.add(costs.sum(axis=1), [probed], sum(around.original.sizes), cost_squares=np.square(costs).sum(axis=1))
     cost, error, notes = sums.mean_cost(), sums.standard_error(), []
-    starts = np.cumsum([0, *map(len, measurement.transforms)])
     for place, part in enumerate(measurement.parts):
-        own = slice(starts[place], starts[place + 1])
         if part.name in unknown and len(measurement.transforms[place]) > 1:
-            cost[own] = measurement.cost[own] - measurement.cost[own][standing[place]]
+            own, here = by_part[part.name], starts[place] + standing[place]
+            cost[own] = measurement.cost[own] - measurement.cost[here]
             if error is not None and measurement.standard_error is not None:
                 error[own] = measurement.standard_error[own]
+                error[here] = 0.0
             notes.append(f"{part.name!r} keeps its differences in cost of before: {unknown[part.name]}")
     return dataclasses.replace(
         measurement,
@@ -175,12 +196,13 @@ def _again(
     )
 
 
-def _key(calibration: Calibration, measurement: Measurement, standing: Sequence[int]) -> str:
+def _key(calibration: Calibration, measurement: Measurement, standing: Sequence[int], code: str) -> str:
     """Return the digest of the settings that the files of an interrupted measurement belong to."""
     settings = {
         **calibration.digests(),
+        "parts": [part.name for part in measurement.parts],
         "options": [[transform.to_json() for transform in own] for own in measurement.transforms],
-        "code": code_of(itertools.chain.from_iterable(measurement.transforms)).digest,
+        "code": code,
         "standing": list(standing),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

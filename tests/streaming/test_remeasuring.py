@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import qcompress
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measuring.streamed.effects import StreamedEffects
+from qcompress.measuring.streamed.forecast import COMPILING, room_left
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.opened import open_model
 from tests.measuring.streamed.test_streamed import CutError
@@ -85,19 +87,20 @@ def test_refining_ends_as_in_memory_and_never_worse(case: Case, tmp_path: Path) 
     results = []
     for model, measurement in ((in_memory(folder), whole), (open_model(folder), opened)):
         problem = qcompress.formulate(measurement, {"bytes": 0.4}, pairs=False)
-        solution = qcompress.solve(problem, "dp")
+        start = [1] * len(measurement.parts)
         result = qcompress.refine(
             model,
             data(),
             measurement,
             problem,
-            solution.choice,
+            start,
             solver="dp",
             rounds=2,
             cache=tmp_path / f"{len(results)}",
         )
         assert problem.evaluate(result.choice).feasible
-        assert result.loss <= result.loss_before
+        assert result.steps
+        assert result.loss < result.loss_before
         results.append(result)
     assert results[1].loss_before == pytest.approx(results[0].loss_before, rel=1e-4)
     assert results[1].choice.tolist() == results[0].choice.tolist()
@@ -119,40 +122,89 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, count: int) 
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "count"),
+    ("owner", "name", "count", "left"),
     [
-        (BlockSweep, "through", 5),
-        (BlockSweep, "through", 15),
-        (StreamedEffects, "_unit", 1),
-        (StreamedEffects, "_unit", 4),
+        (BlockSweep, "through", 5, 5),
+        (BlockSweep, "through", 15, 5),
+        (StreamedEffects, "_unit", 1, 5),
+        (StreamedEffects, "_unit", 4, 2),
     ],
 )
 def test_an_interrupted_measurement_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, count: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, count: int, left: int
 ) -> None:
+    """With a loader that shuffles, whose order must be drawn again."""
     folder = saved("Llama", tmp_path / "model")
-    opened = qcompress.measure(open_model(folder), data(), NEAREST, method="sampled")
+    shuffled = DataLoader(tokens(3, 9, seed=1), batch_size=2, shuffle=True)  # type: ignore[arg-type, var-annotated]
+    opened = qcompress.measure(open_model(folder), shuffled, NEAREST, method="sampled")
     choice = random_choice(opened, 6)
-    expected = qcompress.remeasure(open_model(folder), data(), opened, choice)
+    torch.manual_seed(1)
+    expected = qcompress.remeasure(open_model(folder), shuffled, opened, choice)
     cache = tmp_path / "cache"
     with monkeypatch.context() as patched:
         cut_at(patched, owner, name, count)
         with pytest.raises(CutError):
-            qcompress.remeasure(open_model(folder), data(), opened, choice, cache=cache)
+            qcompress.remeasure(open_model(folder), shuffled, opened, choice, cache=cache)
     with pytest.raises(DataError, match="files of another measurement"):
-        qcompress.remeasure(open_model(folder), data(), opened, [0] * len(choice), cache=cache)
-    found = qcompress.remeasure(open_model(folder), data(), opened, choice, cache=cache)
+        qcompress.remeasure(open_model(folder), shuffled, opened, [0] * len(choice), cache=cache)
+    torch.manual_seed(2)
+    done, seen = counted(monkeypatch, StreamedEffects, "_unit"), list[int]()
+    found = qcompress.remeasure(
+        open_model(folder), shuffled, opened, choice, cache=cache, on_progress=lambda told: seen.append(told.batches)
+    )
     assert not cache.exists()
     assert found.cost.tolist() == expected.cost.tolist()
     assert found.factor.tolist() == expected.factor.tolist()
+    assert len(done) == left
+    assert seen == sorted(seen)
+    assert seen[-1] == 11
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[None]:
+    """A list that grows with every call of the method."""
+    calls, method = list[None](), getattr(owner, name)
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls
+
+
+def test_a_refinement_that_is_cut_between_solves_measures_no_block_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = saved("Llama", tmp_path / "model"), tmp_path / "refined.json"
+    opened = qcompress.measure(open_model(folder), data(), NEAREST, method="sampled")
+    problem = qcompress.formulate(opened, {"bytes": 0.4}, pairs=False)
+    start = [1] * len(opened.parts)
+
+    def refined(rounds: int = 2) -> qcompress.Refined:
+        words: dict[str, Any] = {"solver": "dp", "rounds": rounds, "cache": cache}
+        return qcompress.refine(open_model(folder), data(), opened, problem, start, **words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("qcompress.refinement.solve", raising)
+        with pytest.raises(CutError):
+            refined()
+    assert (tmp_path / "refined.json.part").is_dir()
+    done = counted(monkeypatch, StreamedEffects, "_unit")
+    assert refined(1).steps
+    assert not done
+    assert not (tmp_path / "refined.json.part").exists()
+
+
+def raising(*_: Any, **__: Any) -> None:
+    raise CutError
 
 
 def test_a_whole_run_refines_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved("Llama", tmp_path / "model")
 
-    def run(place: Path) -> qcompress.Result:
+    def run(place: Path, budget: float = 4.2) -> qcompress.Result:
         return qcompress.compress(
-            open_model(folder), [tokens(4, 9, seed=seed) for seed in range(4)], budget={"bits_per_weight": 4.2},
+            open_model(folder), [tokens(4, 9, seed=seed) for seed in range(4)], budget={"bits_per_weight": budget},
             options=NEAREST, method="sampled", refine_rounds=2, time_limit=2, folder=place, memory="8 GB",
         )  # fmt: skip
 
@@ -168,13 +220,46 @@ def test_a_whole_run_refines_and_resumes(tmp_path: Path, monkeypatch: pytest.Mon
     assert refined == expected.report.refined
     assert result.solution.choice is not None
     assert result.solution.choice.tolist() == expected.solution.choice.tolist()
-    assert "refined" in [candidate[0] for candidate in result.report.candidates] or not refined["steps"]
+    with monkeypatch.context() as patched:
+        cut_at(patched, StreamedEffects, "_unit", 8)
+        with pytest.raises(CutError):
+            run(tmp_path / "other")
+    assert run(tmp_path / "other", budget=5.0).report.refined is not None  # what the cut run left is of no use
 
 
-def test_too_little_memory_is_told_before_anything_is_measured(case: Case) -> None:
+def test_too_little_memory_is_told_before_anything_is_encoded(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit lies between what measuring takes and what two models take."""
     folder, _, opened = case
+    model = open_model(folder)
+    need = []
+    monkeypatch.setattr("qcompress.streaming.around.resident_bytes", lambda: 0)
+
+    def noted(memory: int, base: int, units: Any, most: int) -> int:
+        need.append(max(unit.total for unit in units))
+        return room_left(memory, base, units, most)
+
+    monkeypatch.setattr("qcompress.streaming.around.room_left", noted)
+    choice, cache = random_choice(opened, 1), tmp_path / "cache"
     with pytest.raises(OptionsError, match="are needed"):
-        qcompress.remeasure(open_model(folder), data(), opened, random_choice(opened, 1), memory="200 MB")
+        qcompress.remeasure(model, data(), opened, choice, memory=COMPILING, cache=cache)
+    assert not list(cache.rglob("*.safetensors"))
+    enough = COMPILING + need[0]
+    with pytest.raises(OptionsError, match="are needed"):
+        qcompress.remeasure(model, data(), opened, choice, memory=enough - 1, cache=cache)
+    found = qcompress.remeasure(model, data(), opened, choice, memory=enough, cache=cache)  # decoding for each sample
+    np.testing.assert_allclose(found.cost, qcompress.remeasure(model, data(), opened, choice).cost, rtol=1e-6)
+
+
+def test_compress_tells_before_measuring_that_refining_takes_more_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(saved("Llama", tmp_path / "model"))
+    monkeypatch.setattr("qcompress.streaming.around.forecast_memory", lambda *_: 10**9)
+    words: dict[str, Any] = {"options": NEAREST, "method": "sampled", "budget": {"bits_per_weight": 4.2}}
+    with pytest.raises(OptionsError, match="are needed to measure around the choice"):
+        qcompress.compress(model, data(), refine_rounds=1, memory=10**9, **words)
 
 
 def test_wrong_arguments_are_refused(case: Case) -> None:

@@ -7,7 +7,6 @@ computed block by block (`qcompress.measuring.streamed.effects`), and then the o
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
 from qcompress.measuring.memory import HELD
 from qcompress.measuring.methods.reruns import NOT_IN_FLOAT32, options_to_run, with_runs
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
-from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.progress import MeasureProgress, block_progress
 from qcompress.measuring.streamed.alone import RunsByBlock
 from qcompress.measuring.streamed.effects import (
     StreamedEffects,
@@ -97,7 +96,7 @@ def measure_streamed(
 
         probe = probes(sweep, calibration.loss, partial(probe_generator, calibration.seed))
         effects = StreamedEffects(sweep, inventory.parts, work_out, [probe], room, check=True)
-        tell = _telling(sweep, on_progress)
+        tell = block_progress(on_progress, num_samples=len(sweep), total=3 * len(sweep.chain) + 2)
         for index in sweep.forward():
             tell(index + 1)
         sweep.require_chain(output)
@@ -125,21 +124,6 @@ def _with_runs(measurement: Measurement, sweep: BlockSweep, loss: Loss, tell: Ca
     if found is None:
         return replace(measurement, notes=(*measurement.notes, NOT_IN_FLOAT32))
     return with_runs(measurement, len(sweep), runs, *found)
-
-
-def _telling(sweep: BlockSweep, on_progress: Callable[[MeasureProgress], None] | None) -> Callable[[int], None]:
-    start, total = time.perf_counter(), 3 * len(sweep.chain) + 2
-
-    def tell(done: int) -> None:
-        if on_progress is not None:
-            elapsed_s = time.perf_counter() - start
-            on_progress(
-                MeasureProgress(
-                    batches=done, total_batches=total, num_samples=len(sweep), elapsed_s=elapsed_s, unit="blocks"
-                )
-            )
-
-    return tell
 
 
 def _key(calibration: Calibration, offered: Offered) -> str:

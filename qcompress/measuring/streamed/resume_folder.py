@@ -15,12 +15,13 @@ KEY, KEY_KIND = "key.json", FileKind("qcompress streamed measurement", version=1
 
 
 @contextlib.contextmanager
-def resume_folder(cache: AnyPath | None, key: str) -> Iterator[Path]:
+def resume_folder(cache: AnyPath | None, key: str, *, keep: bool = False) -> Iterator[Path]:
     """Yield a folder for the measurement's files; remove it on exit unless there was an error.
 
     Args:
         cache: path of the folder; None for a temporary one.
         key: digest of everything that the files depend on.
+        keep: whether the caller removes it, when it has stored what was made from the files.
 
     Raises:
         DataError: the path is a file, or a folder with other files or those of another measurement; or a file in it is
@@ -36,7 +37,16 @@ def resume_folder(cache: AnyPath | None, key: str) -> Iterator[Path]:
         yield path
     except FileFormatError as error:
         raise DataError(f"{error}; delete the folder {path} to start again") from error
-    shutil.rmtree(path)
+    if not keep:
+        remove_files(path)
+
+
+def remove_files(path: Path) -> None:
+    """Remove a folder that is not needed any more, as a whole, as a part of it would be of no use to a later call."""
+    done = path.with_name(f".{path.name}.done")
+    shutil.rmtree(done, ignore_errors=True)
+    path.replace(done)
+    shutil.rmtree(done)
 
 
 def claim(path: Path, kind: FileKind, key: str, others: str) -> None:
