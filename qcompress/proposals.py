@@ -25,6 +25,9 @@ from solvers.solution import uninterrupted
 ADDITIVE = "additive"
 """Name of the choice without pair terms."""
 
+UNIFORM = "uniform: "
+"""Beginning of the names of choices with the same setting for all parts."""
+
 SOFTENED = "softened outputs"
 """Name of the choice by costs at softened outputs, without pair terms."""
 
@@ -209,7 +212,7 @@ def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Pro
         yield from {name: fitting[name] for name in (next(iter(fitting)), max(used, key=used.__getitem__))}.values()
     for resource in problem.budgets:
         if (shared := uniform(problem, resource)) is not None:
-            yield Proposal(name=f"uniform: equal shares of {resource}", choice=shared)
+            yield Proposal(name=f"{UNIFORM}equal shares of {resource}", choice=shared)
 
 
 def feasible_settings(measurement: Measurement, problem: Problem) -> dict[str, Proposal]:
@@ -228,7 +231,7 @@ def feasible_settings(measurement: Measurement, problem: Problem) -> dict[str, P
         for option in options
     }
     choices = {
-        f"uniform: {label}": np.array(
+        f"{UNIFORM}{label}": np.array(
             [
                 numbers.get(label, rounded.get(nearest, numbers.get(wider, 0)))
                 for numbers, rounded in zip(exact, close, strict=True)

@@ -92,7 +92,8 @@ class SurroundingsByBlock:
         rises = losses_of(
             own.model, self._measurement, transforms, own.data, own.data, loss=own.loss, forward=own.forward
         )
-        return [_mean(samples) for samples in rises]
+        means = [math.inf if samples is None else float(samples.mean()) for samples in rises]
+        return [mean if math.isfinite(mean) else math.inf for mean in means]
 
     def measured(self, choice: Choice, loss: float, cache: Path | None, on_progress: OnProgress) -> Measurement:  # noqa: ARG002
         """See `Surroundings`."""
@@ -100,11 +101,3 @@ class SurroundingsByBlock:
             self._calibration, self._measurement, choice, self._code, cache=cache, keep=True, memory=self._memory,
             on_progress=on_progress,
         )  # fmt: skip
-
-
-def _mean(samples: list[NDArray[np.float64]] | None) -> float:
-    """Return the mean loss increase over samples; infinite if one is not finite, or None."""
-    if samples is None:
-        return math.inf
-    mean = float(np.concatenate([positions.mean(axis=1) for positions in samples]).mean())
-    return mean if math.isfinite(mean) else math.inf

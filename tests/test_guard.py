@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from formulations import FileFormatError, Problem
@@ -15,9 +17,9 @@ from qcompress.compressed.apply import NEAREST
 from qcompress.compressed.record import record_of
 from qcompress.errors import ModelError
 from qcompress.formulation import at_softened_outputs
-from qcompress.guard import CONFIDENCE, Guarded, HeldOutLosses, KeptLoss, guard, stands_out
+from qcompress.guard import PRIOR, Advantage, Guarded, HeldOutLosses, KeptLoss, guard
 from qcompress.measuring.true_loss import TrueLoss
-from qcompress.model.losses import SOFTENED, Loss
+from qcompress.model.losses import SOFTENED
 from qcompress.proposals import Proposal, proposals, rounded_to_nearest, uniform_settings
 from solvers import Solution, judge
 from tests.models import Residual, seeded
@@ -74,7 +76,7 @@ def test_of_equals_the_solvers_own_choice_comes_first() -> None:
         measurement,
         problem,
         proposals(measurement, problem, solution),
-        lambda _: HeldOutLosses(mean=1.0, each=np.ones(4)),
+        lambda _: HeldOutLosses.of(np.ones(4)),
     )
     assert found.best.name.startswith("pair terms at 0.5")
     np.testing.assert_array_equal(found.best.choice, solution.choice)
@@ -163,7 +165,7 @@ def test_what_is_over_budget_is_left_out() -> None:
     assert solution.choice is not None
     keep = Proposal(name="keep", choice=np.zeros_like(solution.choice))
     fits = Proposal(name="fits", choice=solution.choice)
-    found = guard(measurement, problem, [keep, fits], lambda _: HeldOutLosses(mean=1.0, each=np.ones(4)))
+    found = guard(measurement, problem, [keep, fits], lambda _: HeldOutLosses.of(np.ones(4)))
     assert [own.name for own in found.candidates] == ["fits"]
 
 
@@ -172,14 +174,14 @@ def test_a_choice_that_breaks_the_model_loses(monkeypatch: pytest.MonkeyPatch) -
     problem, solution = asked(measurement)
     assert solution.choice is not None
     broken, whole = Proposal(name="broken", choice=solution.choice), Proposal(name="whole", choice=solution.choice * 0)
-    by_position = TrueLoss.by_position_of
+    by_sample = TrueLoss.by_sample
 
-    def overflowing(self: TrueLoss, choice: np.ndarray, losses: list[Loss]) -> list[list[np.ndarray]]:
+    def overflowing(self: TrueLoss, choice: np.ndarray) -> np.ndarray:
         if choice.any():
             raise ModelError("the model's output holds NaN or infinity")
-        return by_position(self, choice, losses)
+        return by_sample(self, choice)
 
-    monkeypatch.setattr(TrueLoss, "by_position_of", overflowing)
+    monkeypatch.setattr(TrueLoss, "by_sample", overflowing)
     seen = KeptLoss(seeded(Residual), measurement, batches(10))
     found = guard(measurement, problem.with_budgets(bytes=1e9), [broken, whole], seen)
     assert found.best.name == "whole"
@@ -207,61 +209,74 @@ def test_what_is_better_by_chance_only_is_told_as_undecided_and_not_taken() -> N
     rng = np.random.default_rng(0)
     losses = rng.lognormal(sigma=2, size=64)
     other = rng.permutation(losses)
-    other *= 0.9 * losses.mean() / other.mean()
+    other *= 0.7 * losses.mean() / other.mean()
     clear = 0.8 * losses
     figures = {"additive": losses, "chance": other, "clear": clear}
     tried = [Proposal(name=name, choice=solution.choice + 0 * index) for index, name in enumerate(figures)]
     tried = [replace(own, nearest=(index,)) for index, own in enumerate(tried)]
-    found = guard(
-        measured(), problem, tried, lambda own: HeldOutLosses(mean=figures[own.name].mean(), each=figures[own.name])
-    )
+    found = guard(measured(), problem, tried, lambda own: HeldOutLosses.of(figures[own.name]))
     assert found.best.name == "clear"
     assert [own.name for own in found.undecided] == ["chance"]
-    without = guard(
-        measured(), problem, tried[:2], lambda own: HeldOutLosses(mean=figures[own.name].mean(), each=figures[own.name])
-    )
+    without = guard(measured(), problem, tried[:2], lambda own: HeldOutLosses.of(figures[own.name]))
     assert without.best.name == "additive"
 
 
-def test_a_difference_stands_out_when_its_mean_is_so_many_standard_errors() -> None:
-    rng = np.random.default_rng(1)
-    for size in (2, 16, 256):
-        losses = rng.lognormal(size=size)
-        other = losses * rng.lognormal(mean=-0.1, sigma=0.5, size=size)
-        gain = losses**0.25 - other**0.25
-        error = np.std(gain, ddof=1) / np.sqrt(size)
-        seen = [HeldOutLosses(mean=own.mean(), each=own) for own in (losses, other)]
-        assert stands_out(*seen) == (gain.mean() > CONFIDENCE * error)
-    one = [HeldOutLosses(mean=own, each=np.array([own])) for own in (2.0, 1.0)]
-    assert not stands_out(*one)  # one sample has no spread
+numbers = st.floats(min_value=-1e3, max_value=1e3, width=32)
+losses_of_samples = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8)
 
 
-def test_a_difference_has_to_stand_out_at_softened_outputs_as_well_where_these_are_known() -> None:
-    rng = np.random.default_rng(2)
-    losses, softened = rng.lognormal(sigma=2, size=16), rng.lognormal(size=16)
-    standard = HeldOutLosses(mean=losses.mean(), each=losses, softened=softened)
-    for factor, expected in ((0.8, True), (1.2, False)):
-        other = HeldOutLosses(mean=0.5 * losses.mean(), each=0.5 * losses, softened=factor * softened)
-        assert stands_out(standard, other) is expected
-    assert stands_out(standard, HeldOutLosses(mean=0.5 * losses.mean(), each=0.5 * losses))
+@given(losses_of_samples, numbers, numbers)
+def test_an_advantage_lies_between_what_is_seen_and_what_is_predicted(
+    losses: list[tuple[float, float]], predicted: float, predicted_other: float
+) -> None:
+    one, other = (np.array(own, dtype=np.float64) for own in zip(*losses, strict=True))
+    found = Advantage.of(HeldOutLosses.of(one), HeldOutLosses.of(other), predicted, predicted_other)
+    size, expected_size = np.abs(one).mean() + np.abs(other).mean(), abs(predicted) + abs(predicted_other)
+    seen = 2 * (one.mean() - other.mean()) / size if size else 0.0
+    expected = 2 * (predicted - predicted_other) / expected_size if expected_size else 0.0
+    assert min(seen, expected) - 1e-6 <= found.mean <= max(seen, expected) + 1e-6
+    assert 0 < found.error <= PRIOR * (1 + 1e-12)
+    if len(losses) == 1:  # one sample has no spread: nothing is known of its error
+        assert found == pytest.approx((expected, PRIOR))
+    turned = Advantage.of(HeldOutLosses.of(other), HeldOutLosses.of(one), predicted_other, predicted)
+    assert turned == pytest.approx((-found.mean, found.error), abs=1e-9)
 
 
-def test_losses_at_softened_outputs_are_seen_of_every_kl_and_of_no_other_loss() -> None:
-    model, measurement, choice = seeded(Residual), measured(), np.array([1] * len(measured().parts))
-    smaller = apply(model, measurement, judge(formulate(measurement, {"bytes": 1.0}), choice))
-    seen = KeptLoss(model, measurement, batches(0))(Proposal(name="", choice=choice))
-    assert seen.softened is not None
-    true = SOFTENED**2 * mean_loss(model, smaller, batches(0), forward=lambda model, batch: model(batch) / SOFTENED)
-    assert seen.softened.mean() == pytest.approx(true, rel=1e-5)
-    assert KeptLoss(model, measurement, batches(0), loss="mse")(Proposal(name="", choice=choice)).softened is None
+def test_many_samples_outweigh_a_prediction_and_few_do_not() -> None:
+    rng = np.random.default_rng(3)
+    for size, clear in ((2, False), (400, True)):
+        losses = rng.lognormal(sigma=1.5, size=size)
+        better = losses * rng.lognormal(mean=-0.5, sigma=0.5, size=size)
+        assert Advantage.of(HeldOutLosses.of(losses), HeldOutLosses.of(better), 1.0, 2.0).is_clear is clear
 
 
-def test_positions_of_a_sequence_count_on_their_own() -> None:
+def test_the_choice_without_pair_terms_and_uniform_ones_need_not_be_clearly_better() -> None:
+    measurement = measured()
+    problem, solution = asked(measurement)
+    rng = np.random.default_rng(4)
+    losses = rng.lognormal(sigma=1.5, size=12)
+    other = losses[::-1] * 0.95
+    figures = {"reference": losses, "additive": other, "uniform: 3 bits": 0.99 * other, "a mixture": 0.98 * other}
+    tried = [Proposal(name=name, choice=solution.choice, nearest=(index,)) for index, name in enumerate(figures)]
+    words = {"seen_of": lambda own: HeldOutLosses.of(figures[own.name])}
+    assert not Advantage.of(HeldOutLosses.of(losses), HeldOutLosses.of(other), 1, 1).is_clear
+    found = guard(measurement, problem, [tried[0], tried[1]], base="reference", **words)
+    assert found.best.name == "additive"
+    found = guard(measurement, problem, tried[:3], base="reference", **words)
+    assert found.best.name == "uniform: 3 bits"
+    found = guard(measurement, problem, [tried[0], tried[3]], base="reference", **words)
+    assert found.best.name == "reference"
+    assert [own.name for own in found.undecided] == ["a mixture"]
+    found = guard(measurement, problem, [tried[2], tried[1]], base="uniform: 3 bits", **words)  # timed in an engine
+    assert found.best.name == "uniform: 3 bits"
+
+
+def test_positions_of_a_sequence_are_one_sample() -> None:
     torch.manual_seed(0)
     model, data = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 11)), [torch.randint(0, 11, (3, 5))]
     found = measure(model, data, BITS)
     seen = KeptLoss(model, found, data)(Proposal(name="", choice=np.array([1, 1])))
-    assert seen.each.shape == (15,)
+    assert seen.samples.shape == (3,)
     smaller = apply(model, found, judge(formulate(found, {"bytes": 1.0}), [1, 1]))
     assert seen.mean == pytest.approx(mean_loss(model, smaller, data), rel=1e-5)
 
@@ -277,7 +292,7 @@ def test_equal_choices_are_listed_once_under_all_their_names() -> None:
 
     def seen_of(proposal: Proposal) -> HeldOutLosses:
         asked_of.append(proposal.name)
-        return HeldOutLosses(mean=losses[proposal.name], each=np.full(8, losses[proposal.name]) + np.arange(8))
+        return HeldOutLosses.of(np.full(8, losses[proposal.name]) + np.arange(8))
 
     found = guard(
         measurement,

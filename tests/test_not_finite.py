@@ -187,7 +187,7 @@ def test_the_best_of_the_others_is_taken_if_the_best_is_not_finite_on_the_data()
     losses = {item.choice.tobytes(): float(number + 1) for number, item in enumerate(reversed(tried))}
 
     def seen(item: Any) -> HeldOutLosses:
-        return HeldOutLosses(mean=losses[item.choice.tobytes()], each=np.full(4, losses[item.choice.tobytes()]))
+        return HeldOutLosses.of(np.full(4, losses[item.choice.tobytes()]))
 
     first = guard(measurement, problem, tried, seen).best.choice
     asked: list[bytes] = []

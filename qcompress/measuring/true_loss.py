@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -178,19 +178,10 @@ class TrueLoss:
 
     def by_sample(self, choice: ArrayLike) -> NDArray[np.float64]:
         """Return ``(samples,)`` loss increase of every sample."""
-        return np.concatenate([batch.mean(axis=1) for batch in self.by_position(choice)])
-
-    def by_position(self, choice: ArrayLike) -> list[NDArray[np.float64]]:
-        """Return ``(samples, positions)`` for every batch: the loss increase at every position of its output."""
-        return self.by_position_of(choice, [self.loss])[0]
-
-    def by_position_of(self, choice: ArrayLike, losses: Sequence[Loss]) -> list[list[NDArray[np.float64]]]:
-        """`by_position` of each of several losses, from one pass."""
         self.emulation.put(choice)
-        rises: list[list[NDArray[np.float64]]] = [[] for _ in losses]
+        rises: list[NDArray[np.float64]] = []
         with padding_named(self.data), forwards.evaluating(self.emulation.model), torch.no_grad():
             for batch, reference in zip(self.data, self._references, strict=True):
                 output = forwards.run(self.emulation.model, batch, self._forward)
-                for choice_rises, loss in zip(rises, losses, strict=True):
-                    choice_rises.append(loss.rise_by_position(output, reference, batch).cpu().numpy())
-        return rises
+                rises.append(self.loss.rise(output, reference, batch).double().cpu().numpy())
+        return np.concatenate(rises)

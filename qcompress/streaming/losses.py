@@ -40,8 +40,8 @@ def losses_of(
     loss: Loss,
     forward: forwards.Forward | None = None,
     on_encode: Callable[[EncodeProgress], None] | None = None,
-) -> list[list[NDArray[np.float64]] | None]:
-    """For every choice, the loss increase of every sample, ``(rows, positions)``; None where it is not finite.
+) -> list[NDArray[np.float64] | None]:
+    """For every choice, ``(samples,)`` loss increases; None where an output is not finite.
 
     Args:
         model: the original, opened model.
@@ -115,8 +115,8 @@ def _through(
 
 def _rises(
     model: nn.Module, sweep: BlockSweep, number: int, weights: Weights, loss: Loss
-) -> list[NDArray[np.float64]] | None:
-    """Return the loss increase of a choice on every sample."""
+) -> NDArray[np.float64] | None:
+    """Return ``(samples,)`` loss increases of a choice."""
     last, rises = len(sweep.chain), []
     for sample, given in enumerate(sweep.samples):
         reference = sweep.output(sample, _states(sweep, last, 0).read(sample))
@@ -125,8 +125,8 @@ def _rises(
                 output = sweep.output(sample, _states(sweep, last, number).read(sample))
         except ModelError:  # the output is not finite: the choice is unusable
             return None
-        rises.append(loss.rise_by_position(output, reference, given.inputs).cpu().numpy())
-    return rises
+        rises.append(loss.rise(output, reference, given.inputs).double().cpu().numpy())
+    return np.concatenate(rises)
 
 
 def _states(sweep: BlockSweep, boundary: int, number: int) -> HiddenStates:

@@ -222,7 +222,7 @@ def test_a_mixture_that_does_not_stand_out_gives_way_to_a_uniform_setting(
     told: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 0 in in_integers(0.9)
-    monkeypatch.setattr("qcompress.guard.stands_out", lambda standard, other: False)
+    monkeypatch.setattr("qcompress.guard.Advantage.is_clear", property(lambda self: False))
     assert 0 not in in_integers(0.9)
 
 
