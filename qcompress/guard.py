@@ -41,7 +41,8 @@ from qcompress.model.batch_norm import reestimate_
 from qcompress.model.losses import Loss, LossFunction
 from qcompress.model.parts import Part
 from qcompress.model.steady import steady
-from qcompress.proposals import ADDITIVE, SEPARATOR, UNIFORM, Proposal, rounded_to_nearest
+from qcompress.proposals import ADDITIVE, SEPARATOR, Proposal, rounded_to_nearest
+from qcompress.settings import UNIFORM
 from qcompress.transforms.base import Transform
 
 Rounding = Callable[[nn.Module, Iterable[tuple[Part, Transform]]], AbstractContextManager[None]]

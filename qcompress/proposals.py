@@ -19,14 +19,12 @@ from numpy.typing import NDArray
 from formulations import Problem
 from qcompress.formulation import at_softened_outputs, at_strength, pair_strength
 from qcompress.measurement import Measurement
+from qcompress.settings import UNIFORM, settings_of
 from solvers import Solution, Solver, solve
 from solvers.solution import uninterrupted
 
 ADDITIVE = "additive"
 """Name of the choice without pair terms."""
-
-UNIFORM = "uniform: "
-"""Beginning of the names of choices with the same setting for all parts."""
 
 SOFTENED = "softened outputs"
 """Name of the choice by costs at softened outputs, without pair terms."""
@@ -115,7 +113,8 @@ def proposals(
     yield Proposal(name=first, choice=solution.choice)
     for name in others:
         stated = known[name].state(problem, measurement)
-        found = uninterrupted(solve(stated, solver, time_limit=_limit(time_limit), seed=seed))
+        limit = _limit(time_limit)
+        found = uninterrupted(solve(stated, solver, time_limit=limit, seed=seed, initial=solution.choice))
         if found.choice is not None:
             yield Proposal(name=name, choice=found.choice)
     yield from uniform_settings(measurement, problem)
@@ -210,7 +209,7 @@ def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Pro
     if fitting := feasible_settings(measurement, problem):
         used = {name: _budget_used(problem, proposal.choice) for name, proposal in fitting.items()}
         yield from {name: fitting[name] for name in (next(iter(fitting)), max(used, key=used.__getitem__))}.values()
-    for resource in problem.budgets:
+    for resource in (name for name in problem.budgets if name not in problem.paired_budgets):  # shares of single uses
         if (shared := uniform(problem, resource)) is not None:
             yield Proposal(name=f"{UNIFORM}equal shares of {resource}", choice=shared)
 
@@ -218,27 +217,9 @@ def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Pro
 def feasible_settings(measurement: Measurement, problem: Problem) -> dict[str, Proposal]:
     """Return every setting that keeps the budgets if all parts have it, by name; the one of least additive loss first.
 
-    A part without the setting takes the one it rounds to nearest with, or the wider one, or else stays unchanged.
+    A part without the setting takes another one, see `settings_of`.
     """
-    exact: list[dict[str, int]] = []
-    close: list[dict[str, int]] = []
-    for options in measurement.transforms:
-        exact.append({transform.label: index for index, transform in reversed(list(enumerate(options)))})
-        close.append({transform.nearest.label: index for index, transform in reversed(list(enumerate(options)))})
-    others = {
-        option.label: (option.nearest.label, option.wider.label)
-        for options in measurement.transforms
-        for option in options
-    }
-    choices = {
-        f"{UNIFORM}{label}": np.array(
-            [
-                numbers.get(label, rounded.get(nearest, numbers.get(wider, 0)))
-                for numbers, rounded in zip(exact, close, strict=True)
-            ]
-        )
-        for label, (nearest, wider) in others.items()
-    }
+    choices = settings_of(measurement)
     fitting = {name: choice for name, choice in choices.items() if problem.evaluate(choice).feasible}
     alone = {name: float(problem.cost[problem.flat(choice)].sum()) for name, choice in fitting.items()}
     return {name: Proposal(name=name, choice=fitting[name]) for name in sorted(fitting, key=alone.__getitem__)}

@@ -1,8 +1,9 @@
 """Which codes of a decision's layers are combined, so that the combinations are not too many.
 
 Up to `MAX_OPTIONS`, all are. Beyond it, ranks are combined only where they pay: for a grid of prices of bytes and
-multiply-accumulates, the codes are taken that minimise the cost of every layer plus the price of what it uses. Ranks
-that are often among these are combined with everything else as far as there is room. If there are too many combinations
+multiply-accumulates, the codes are taken that minimise the cost of every layer plus the price of what it uses; also
+those that use the least, which a budget may need. Ranks that are often among these are combined with everything else as
+far as there is room. If there are too many combinations
 even without ranks, the layers of the decision share their codes beside these: all take the first, all the second, and
 so on.
 """
@@ -43,7 +44,8 @@ def chosen_codes(
     if total == 1 or num_widths * total <= MAX_OPTIONS:
         return list(itertools.product(*(range(len(own)) for own in codes))), ""
     room = max(MAX_OPTIONS // num_widths, 1)
-    best = [combination for combination, _ in Counter(_best_at_prices(layers, codes, costs)).most_common(room)]
+    tables = _tables(layers, codes, costs)
+    best = [combination for combination, _ in Counter(_best_at_prices(tables)).most_common(room)]
     bits = [
         [number for number, code in enumerate(own) if not code.replaces_layer(layer.part.target)]
         for own, layer in zip(codes, layers, strict=True)
@@ -61,18 +63,29 @@ def chosen_codes(
             [tuple(own[min(turn, len(own) - 1)] for own in bits) for turn in turns],
             "those alike in all layers",
         )
-    chosen = list(dict.fromkeys([*first, *best]))
+    chosen = list(dict.fromkeys([*first, *_of_least_use(tables), *best]))
     left_out = f"of {total:,} combinations of codes at each width, {kind} and the best at some prices are on offer"
     return chosen, left_out if len(chosen) < total else ""
 
 
-def _best_at_prices(
+def _tables(
     layers: Sequence[CodedLayer], codes: Sequence[Sequence[Transform]], costs: Sequence[NDArray[np.float64]]
-) -> list[tuple[int, ...]]:
-    tables = [
+) -> list[NDArray[np.float64]]:
+    """Return ``(1 + uses, options)`` for each layer: the cost and the uses of its options."""
+    return [
         np.array([cost, *([use(code, layer.part.target) for code in own] for use in USES.values())], dtype=np.float64)
         for layer, own, cost in zip(layers, codes, costs, strict=True)
     ]
+
+
+def _of_least_use(tables: Sequence[NDArray[np.float64]]) -> list[tuple[int, ...]]:
+    """Return the combination of least use for each resource; of equal uses that of least cost."""
+    return [
+        tuple(int(np.lexsort((table[0], table[place]))[0]) for table in tables) for place in range(1, 1 + len(USES))
+    ]
+
+
+def _best_at_prices(tables: Sequence[NDArray[np.float64]]) -> list[tuple[int, ...]]:
     largest = np.maximum(np.max([table.max(axis=1) for table in tables], axis=0), np.finfo(np.float64).tiny)
     prices = np.array([(1.0, *pair) for pair in itertools.product(PRICES, repeat=len(USES))])
     best = [(prices @ (table / largest[:, None])).argmin(axis=1) for table in tables]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,25 @@ def test_the_best_combination_at_a_price_is_never_left_out(seed: int, monkeypatc
 
 def test_a_decision_on_channels_alone_has_all_of_its_widths() -> None:
     assert thinning.chosen_codes(thinning.MAX_OPTIONS + 1, [], [], []) == ([()], "")
+
+
+def test_the_least_use_of_every_layer_is_on_offer_however_small_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small layer's codes matter at no price that is stated relative to a large one's use."""
+    monkeypatch.setattr(thinning, "MAX_OPTIONS", 12)
+    part = measure(chain(), vectors(), BITS).parts[0]
+    targets = (replace(part.target, channels=channels, macs=channels * 10.0) for channels in (2_000_000, 3))
+    parts = [replace(part, target=target) for target in targets]
+    layers = [CodedLayer(part=own, rows=(1.0, {}), columns=(1.0, {}), home=0) for own in parts]
+    own = (Keep(), *(PruneQuantize(bits) for bits in (2, 4, 8)), *(LowRank(ranks=rank) for rank in (1, 2)))
+    costs = [np.array([0.0, 0.1, 1e-2, 1e-3, 0.5, 0.2])] * 2
+    chosen, left_out = thinning.chosen_codes(2, layers, [own, own], costs)
+    assert left_out
+    for use in USES.values():
+        least = sum(min(use(code, layer.part.target) for code in own) for layer in layers)
+        uses = [
+            sum(use(own[place], layer.part.target) for place, layer in zip(row, layers, strict=True)) for row in chosen
+        ]
+        assert min(uses) == pytest.approx(least, abs=1e-6)
 
 
 def test_more_bits_on_offer_take_no_rank_away(monkeypatch: pytest.MonkeyPatch) -> None:
