@@ -361,7 +361,7 @@ def test_an_opened_model_is_measured_and_compressed_as_in_memory(kind: type[Net]
     (rises,) = losses_of(opened, found, [transforms], data(), data(), loss=as_loss("mse"))
     assert rises is not None
     loss = qcompress.mean_loss(model, small, data(), loss="mse")
-    assert np.concatenate(rises).mean() == pytest.approx(loss, rel=1e-4)
+    assert rises.mean() == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_choice_has_the_precision_that_an_opened_model_was_given_later(tmp_path: Path) -> None:
