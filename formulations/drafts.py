@@ -67,7 +67,7 @@ def locked(path: Path) -> Iterator[bool | None]:
             found = False
         except OSError:
             found = None
-        if not os.fstat(handle).st_nlink:
+        if not os.fstat(handle).st_nlink:  # removed, though another one may have its name by now
             raise FileNotFoundError(2, "it was removed before it was locked", str(path))
         path.stat()  # not compared with that of the handle: some network drives give another number every time
         yield found

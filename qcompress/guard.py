@@ -1,4 +1,4 @@
-"""The guard: evaluate several candidate choices on held-out samples and take the one with the least true loss.
+"""The guard: evaluate several candidate choices on held-out samples and take the one that is most likely the best.
 
 The solver's proof concerns the predicted loss. How good the prediction is shows only when the model runs on held-out
 samples, which were never used for measuring or fitting. The guard tries the proposals of `qcompress.proposals` and,
@@ -10,7 +10,7 @@ posterior mean: of the difference of the held-out losses, whose error follows fr
 the difference that the predictions without pair terms say, which is off by about `PRIOR`. The reference is the choice
 with weak pair terms, by a mean of plain costs and, if there are any, those at softened outputs; or the refined one. The
 choice without pair terms and the uniform settings take its place if their advantage is positive. Any other choice is
-taken only if its advantage exceeds `CONFIDENCE` standard deviations; those with a lower loss than the one taken are
+taken only if its advantage exceeds `CONFIDENCE` standard deviations. Choices with a lower loss than the one taken are
 reported as undecided. With a time budget in an engine the reference is the best uniform setting in time, and every
 other choice must be clearly better.
 
@@ -54,14 +54,17 @@ CONFIDENCE = 1.0
 PRIOR = 0.35
 """Standard deviation of true relative differences of losses around the predicted ones.
 
-It and `CONFIDENCE` were chosen on 80 problems of small networks (``benchmarks.trust_drawn``, seeds 3 and 4).
+It and `CONFIDENCE` were chosen on 80 problems of the tasks of ``benchmarks.trust_drawn``, drawn from the seeds 3 and 4.
 """
 
 MOST_NEAREST = 2
 """Number of choices, the best so far, that are also tried rounded to nearest."""
 
-RESOLUTION = 1e-6
-"""Squared error of a relative difference that no number of samples goes below."""
+RESOLUTION = 1e-3
+"""Least standard error of a relative difference."""
+
+RULE = (CONFIDENCE, PRIOR, RESOLUTION)
+"""What a decision depends on besides the losses."""
 
 FILE_KIND = FileKind("qcompress guard", version=1)
 
@@ -122,8 +125,8 @@ class Guarded:
 
     Attributes:
         best: the choice that was taken.
-        candidates: it and all choices with a higher loss, in the order in which they were tried.
-        undecided: choices with a lower loss than the one taken, which are not clearly better.
+        candidates: it and all choices with no lower loss, in the order in which they were tried.
+        undecided: choices with a lower loss than the one taken, but predicted to be worse or not clearly better.
         error: standard error of the best candidate's loss, or None (see `standard_error`).
     """
 
@@ -169,6 +172,7 @@ def guard(
     seen_of: Callable[[Proposal], HeldOutLosses],
     *,
     base: str = ADDITIVE,
+    timed: bool = False,
     is_finite: Callable[[Proposal], bool] = lambda _: True,
 ) -> Guarded:
     """Try proposals, then the best of them rounded to nearest, and take the one with the largest advantage.
@@ -179,6 +183,7 @@ def guard(
         first: proposals to try, see `proposals`; those over budget are skipped.
         seen_of: function that returns a proposal's losses on held-out samples, see `KeptLoss`.
         base: name of the reference proposal; the first proposal if none has this name.
+        timed: whether there is a time budget in an engine, so that nothing takes the reference's place.
         is_finite: function that says whether the outputs are finite on the other samples, too. Only the best proposal
             is checked; if its outputs are not finite, it counts as failed, and the next one is checked.
     """
@@ -196,12 +201,14 @@ def guard(
 
     tried = [proposal for proposal in first if problem.evaluate(proposal.choice).feasible]
     base_choice = next((attempt for attempt in tried if attempt.name == base), tried[0])
-    rivals = [] if base.startswith(UNIFORM) else [own for own in tried if own.name.startswith((ADDITIVE, UNIFORM))]
+    rivals = [] if timed else [own for own in tried if own.name.startswith((ADDITIVE, UNIFORM))]
     for proposal in sorted(_different(tried), key=lambda candidate: seen(candidate).mean)[:MOST_NEAREST]:
         tried.extend(rounded_to_nearest(measurement, proposal))
     everything = list(map(_named_by_all, _alike(tried)))
     while True:
         standard = functools.reduce(lambda old, new: new if advantage(old, new).mean > 0 else old, rivals, base_choice)
+        if not np.isfinite(seen(standard).mean):
+            standard = min(everything, key=lambda item: seen(item).mean)
         alike = next(item for item in everything if _key(item) == _key(standard))
         clear = [item for item in everything if advantage(standard, item).is_clear]
         best = max([alike, *clear], key=lambda item: advantage(standard, item).mean)
@@ -272,7 +279,7 @@ class Advantage(NamedTuple):
         size = float(np.abs(standard.samples).mean() + np.abs(other.samples).mean())
         seen = _relative(standard.samples, other.samples, size)
         error = standard_error(seen)
-        precisions = np.array([0.0 if error is None else 1.0 / (error**2 + RESOLUTION), 1.0 / PRIOR**2])
+        precisions = np.array([0.0 if error is None else 1.0 / (error**2 + RESOLUTION**2), 1.0 / PRIOR**2])
         mean = float(precisions @ [seen.mean(), expected.mean()] / precisions.sum())
         return cls(mean, float(precisions.sum() ** -0.5))
 

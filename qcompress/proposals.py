@@ -202,14 +202,14 @@ def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Pro
     """Yield choices with the same setting for all parts.
 
     These are the feasible setting of least additive loss, the feasible setting with the largest use, and equal shares
-    of each budget.
+    of each budget without pair terms.
     """
     from solvers.baselines import uniform  # here: numba is slow to import
 
     if fitting := feasible_settings(measurement, problem):
         used = {name: _budget_used(problem, proposal.choice) for name, proposal in fitting.items()}
         yield from {name: fitting[name] for name in (next(iter(fitting)), max(used, key=used.__getitem__))}.values()
-    for resource in (name for name in problem.budgets if name not in problem.paired_budgets):  # shares of single uses
+    for resource in (name for name in problem.budgets if name not in problem.paired_budgets):
         if (shared := uniform(problem, resource)) is not None:
             yield Proposal(name=f"{UNIFORM}equal shares of {resource}", choice=shared)
 

@@ -70,9 +70,10 @@ class Report:
         refined: result of `refine` (see `Refined`), or None; ``loss_predicted`` and ``bound`` still refer to the first
             prediction.
         smallest: smallest use found for a limit on the loss (see `solvers.smallest_use`), or None.
-        candidates: candidates evaluated by the guard, each ``(name, loss_predicted, loss_validation, usage)``. The one
-            with the least loss on the held-out samples won.
-        undecided: candidates with a lower held-out loss than the reference choice, but by no more than chance.
+        candidates: candidates evaluated by the guard, each ``(name, loss_predicted, loss_validation, usage)``: the one
+            that won, which has the least loss of them on the held-out samples, and the others.
+        undecided: candidates with a lower held-out loss than the one that won, but predicted to be worse or not clearly
+            better.
         chosen: name of the candidate that won, or None.
         rounds: name, losses and use of every round if channels were removed in rounds (see `qcompress.compress`); the
             result is the last one's, unless the first loses less.
@@ -259,9 +260,10 @@ class Report:
         """Table of the guard's candidates."""
         if not self.candidates:
             return []
+        undecided = "undecided: predicted to be worse, or not clearly better"
         rows = [
             [name, f"{predicted:.4g}", f"{seen:.4g}", "taken" if name == self.chosen else note]
-            for group, note in ((self.candidates, ""), (self.undecided, "undecided: no clearer than chance"))
+            for group, note in ((self.candidates, ""), (self.undecided, undecided))
             for name, predicted, seen, _ in group
         ]
         table = markdown_table(("choice", ">predicted", ">held out", ""), rows)

@@ -16,9 +16,9 @@ UNIFORM = "uniform: "
 def settings_of(measurement: Measurement) -> dict[str, NDArray[np.int64]]:
     """Name → ``(parts,)`` choice for every setting, whatever it uses.
 
-    A part without the setting takes the one it rounds to nearest with, or the wider one, or else stays unchanged. Where
-    channels can be removed, a setting is a share of them that stays and codes: of every part's options those with the
-    fewest layers in other codes, and of these the closest share.
+    Of codes, a part without the setting takes the one it rounds to nearest with, or the wider one, or else stays
+    unchanged. Where channels can be removed, a setting is a share of them that stays, and codes: every part takes the
+    option with the fewest layers in other codes and, of these, with the closest share.
     """
     return dict(_with_channels(measurement) if measurement.sets else _of_codes(measurement))
 

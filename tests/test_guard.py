@@ -188,6 +188,19 @@ def test_a_choice_that_breaks_the_model_loses(monkeypatch: pytest.MonkeyPatch) -
     assert {own.name: own.loss_validation for own in found.candidates} == {"broken": float("inf"), "whole": 0.0}
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_without_a_finite_reference_the_least_loss_of_all_is_taken(*, timed: bool) -> None:
+    measurement = measured()
+    problem, solution = asked(measurement)
+    figures = {"reference": np.inf, "first": 100.0, "best": 0.1, "last": 1.0}
+    tried = [Proposal(name=name, choice=solution.choice, nearest=(index,)) for index, name in enumerate(figures)]
+    words = {"seen_of": lambda own: HeldOutLosses.of(figures[own.name] + np.arange(4)), "base": "reference"}
+    assert guard(measurement, problem, tried, timed=timed, **words).best.name == "best"
+    uniform = [replace(own, name=f"uniform: {own.name}") for own in tried[1:]]
+    words["seen_of"] = lambda own: HeldOutLosses.of(figures[own.name.removeprefix("uniform: ")] + np.arange(4))
+    assert guard(measurement, problem, [tried[0], *uniform], timed=timed, **words).best.name == "uniform: best"
+
+
 def test_what_was_found_comes_back_from_its_file(tmp_path: Path) -> None:
     measurement = measured(compensated=True)
     problem, solution = asked(measurement)
@@ -267,7 +280,7 @@ def test_the_choice_without_pair_terms_and_uniform_ones_need_not_be_clearly_bett
     found = guard(measurement, problem, [tried[0], tried[3]], base="reference", **words)
     assert found.best.name == "reference"
     assert [own.name for own in found.undecided] == ["a mixture"]
-    found = guard(measurement, problem, [tried[2], tried[1]], base="uniform: 3 bits", **words)  # timed in an engine
+    found = guard(measurement, problem, [tried[2], tried[1]], base="uniform: 3 bits", timed=True, **words)
     assert found.best.name == "uniform: 3 bits"
 
 

@@ -1,9 +1,9 @@
 """Which codes of a decision's layers are combined, so that the combinations are not too many.
 
 Up to `MAX_OPTIONS`, all are. Beyond it, ranks are combined only where they pay: for a grid of prices of bytes and
-multiply-accumulates, the codes are taken that minimise the cost of every layer plus the price of what it uses; also
-those that use the least, which a budget may need. Ranks that are often among these are combined with everything else as
-far as there is room. If there are too many combinations
+multiply-accumulates, the codes are taken that minimise the cost of every layer plus the price of what it uses. The
+codes that use the least are added, as a budget may need them. Ranks that are often among the first are combined with
+everything else as far as there is room. If there are too many combinations
 even without ranks, the layers of the decision share their codes beside these: all take the first, all the second, and
 so on.
 """
@@ -64,7 +64,8 @@ def chosen_codes(
             "those alike in all layers",
         )
     chosen = list(dict.fromkeys([*first, *_of_least_use(tables), *best]))
-    left_out = f"of {total:,} combinations of codes at each width, {kind} and the best at some prices are on offer"
+    offered = f"{kind} and the best at some prices and in use are on offer"
+    left_out = f"of {total:,} combinations of codes at each width, {offered}"
     return chosen, left_out if len(chosen) < total else ""
 
 

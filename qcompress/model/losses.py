@@ -235,8 +235,9 @@ class KullbackLeibler(Loss):
         """``q - p`` at every position."""
         if reference is None:
             return None
-        q, p = self._probabilities(point), self._probabilities(reference)
-        return self._classes_back(self._temperature * (q - p) / _positions(p))
+        precise = torch.promote_types(point.dtype, torch.float32)
+        q, p = self._probabilities(point.to(precise)), self._probabilities(reference.to(precise))
+        return self._classes_back(self._temperature * (q - p) / _positions(p)).to(point.dtype)
 
 
 class MeanSquaredError(Loss):

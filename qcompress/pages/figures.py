@@ -74,7 +74,8 @@ def loss_by_part(report: Report) -> Figure | None:
 
 def candidates(report: Report) -> Figure | None:
     """Predicted loss against true loss on the held-out samples, for every candidate of the guard with a finite one."""
-    tried = [candidate for candidate in report.candidates if math.isfinite(candidate.loss_validation)]
+    everything = (*report.candidates, *report.undecided)
+    tried = [candidate for candidate in everything if math.isfinite(candidate.loss_validation)]
     if not tried:
         return None
     won = [candidate.name == report.chosen for candidate in tried]

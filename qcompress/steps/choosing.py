@@ -13,7 +13,7 @@ from qcompress.compressed.apply import NEAREST
 from qcompress.engines.in_time import TOLERANCE, Seconds, without_time_budget
 from qcompress.errors import ResultNotFiniteError
 from qcompress.formulation import formulate
-from qcompress.guard import Guarded, HeldOutLosses, KeptLoss, guard
+from qcompress.guard import RULE, Guarded, HeldOutLosses, KeptLoss, guard
 from qcompress.measurement import Measurement
 from qcompress.measuring.removals import on_offer
 from qcompress.measuring.replacing import not_replaced
@@ -275,7 +275,7 @@ def guard_choice(
                 first=[proposal for proposal in within if judged_by.evaluate(proposal.choice).feasible],
                 on_encode=run.watched(request.on_encode),
             )  # fmt: skip
-        return guard(measurement, judged_by, within, seen, base=base, **finite)
+        return guard(measurement, judged_by, within, seen, base=base, timed=seconds is not None, **finite)
 
     statistics = {} if run.path is None else {"batch_norm_data": identity_of(batches, "batch_norm_data")}
     key = {
@@ -287,6 +287,7 @@ def guard_choice(
         "refined": () if better is None else better.choice,
         "pairs": request.pairs,
         "stated": stated.fingerprint(),
+        "rule": RULE,
     }
     return run.once("guard", make, key=key, kept=Kept("guard.json", Guarded.save, Guarded.load))
 

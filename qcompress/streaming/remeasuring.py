@@ -174,6 +174,8 @@ def _again(
     sums = Sums(len(costs), measurement.seed, by_sample=True)
     sums.add(costs.sum(axis=1), [probed], sum(around.original.sizes), cost_squares=np.square(costs).sum(axis=1))
     cost, error, notes = sums.mean_cost(), sums.standard_error(), []
+    if unknown and measurement.standard_error is None:
+        error = None
     for place, part in enumerate(measurement.parts):
         if part.name in unknown and len(measurement.transforms[place]) > 1:
             own, here = by_part[part.name], starts[place] + standing[place]

@@ -308,11 +308,11 @@ def test_too_many_combinations_thin_out_ranks_before_layers_share_codes(
     place = [part.name for part in measured.parts].index("wide")
     bits_only = {option for option in measured.transforms[place] if not _has_rank(option)}
     assert bits_only < set(thinned.transforms[place]) < set(measured.transforms[place])
-    assert any("all without ranks and the best at some prices" in note for note in thinned.notes)
+    assert any("all without ranks and the best at some prices and in use" in note for note in thinned.notes)
     monkeypatch.setattr(thinning, "MAX_OPTIONS", 11)
     shared = measure(model, data, options, loss="mse")
     assert any(_has_rank(option) for option in shared.transforms[place])
-    assert any("those alike in all layers and the best at some prices" in note for note in shared.notes)
+    assert any("those alike in all layers and the best at some prices and in use" in note for note in shared.notes)
     check(model, data, shared, 5)
 
 

@@ -42,11 +42,21 @@ def resume_folder(cache: AnyPath | None, key: str, *, keep: bool = False) -> Ite
 
 
 def remove_files(path: Path) -> None:
-    """Remove a folder that is not needed any more, as a whole, as a part of it would be of no use to a later call."""
-    done = path.with_name(f".{path.name}.done")
+    """Remove a folder that is not needed any more.
+
+    It is renamed first, because a folder of which a part is left could not be resumed from.
+    """
+    done = _done(path)
     shutil.rmtree(done, ignore_errors=True)
-    path.replace(done)
-    shutil.rmtree(done)
+    try:
+        path.replace(done)
+    except OSError:  # a mount point, for example
+        done = path
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def _done(path: Path) -> Path:
+    return path.with_name(f".{path.name}.done")
 
 
 def claim(path: Path, kind: FileKind, key: str, others: str) -> None:
@@ -63,6 +73,7 @@ def claim(path: Path, kind: FileKind, key: str, others: str) -> None:
     """
     if path.exists() and not path.is_dir():
         raise DataError(f"{path} must be a folder for the files of an opened model, and is a file: choose another path")
+    shutil.rmtree(_done(path), ignore_errors=True)  # of a call that was killed while it removed its files
     path.mkdir(parents=True, exist_ok=True)
     if not (path / KEY).exists():
         if kept := [name for name in sorted(file.name for file in path.iterdir()) if not _unfinished(name)]:
