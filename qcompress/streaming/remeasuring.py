@@ -75,6 +75,7 @@ def remeasure(
         OptionsError: the loss is not the measured one, or options round activations or remove channels; an opened
             model was not measured with ``method="sampled"``, or there is too little memory.
 
+    >>> import torch
     >>> from qcompress import measure, prune_quantize
     >>> _ = torch.manual_seed(0)
     >>> model, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), [torch.randn(32, 8)]
