@@ -1,12 +1,12 @@
 """Uniform settings: choices in which all parts have the same option, as far as each part has it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompress.measurement import Measurement
-from qcompress.transforms.base import Keep, Transform
+from qcompress.transforms.base import Keep, Target, Transform
 from qcompress.transforms.channels import Jointly, RemoveChannels
 
 UNIFORM = "uniform: "
@@ -16,9 +16,9 @@ UNIFORM = "uniform: "
 def settings_of(measurement: Measurement) -> dict[str, NDArray[np.int64]]:
     """Name → ``(parts,)`` choice for every setting, whatever it uses.
 
-    Of codes, a part without the setting takes the one it rounds to nearest with, or the wider one, or else stays
-    unchanged. Where channels can be removed, a setting is a share of them that stays, and codes: every part takes the
-    option with the fewest layers in other codes and, of these, with the closest share.
+    Of codes, a part without the setting takes the one it rounds to nearest with, or the wider one, or else the smallest
+    of its options that is not smaller. Where channels can be removed, a setting is a share of them that stays, and
+    codes: every part takes the option with the fewest layers in other codes and, of these, with the closest share.
     """
     return dict(_with_channels(measurement) if measurement.sets else _of_codes(measurement))
 
@@ -29,15 +29,23 @@ def _of_codes(measurement: Measurement) -> Iterator[tuple[str, NDArray[np.int64]
     for options in measurement.transforms:
         exact.append({transform.label: index for index, transform in reversed(list(enumerate(options)))})
         close.append({transform.nearest.label: index for index, transform in reversed(list(enumerate(options)))})
-    others = {
-        option.label: (option.nearest.label, option.wider.label)
-        for options in measurement.transforms
-        for option in options
-    }
-    for label, (nearest, wider) in others.items():
-        parts = zip(exact, close, strict=True)
-        choice = [numbers.get(label, rounded.get(nearest, numbers.get(wider, 0))) for numbers, rounded in parts]
+    parts = list(zip(measurement.parts, measurement.transforms, exact, close, strict=True))
+    settings = {option.label: option for options in measurement.transforms for option in options}
+    for label, setting in settings.items():
+        choice = []
+        for part, options, numbers, rounded in parts:
+            named = (numbers.get(label), rounded.get(setting.nearest.label), numbers.get(setting.wider.label))
+            found = [option for option in named if option is not None]
+            choice.append(found[0] if found else _not_smaller(setting, part.target, options))
         yield f"{UNIFORM}{label}", np.array(choice)
+
+
+def _not_smaller(setting: Transform, target: Target, options: Sequence[Transform]) -> int:
+    """Return the smallest option of a part with at least the bytes of a setting that it does not have."""
+    if isinstance(setting, Keep) or setting.why_not(target):
+        return 0
+    least, sizes = setting.size_bytes(target), [option.size_bytes(target) for option in options]
+    return min((option for option, size in enumerate(sizes) if size >= least), key=sizes.__getitem__, default=0)
 
 
 def _with_channels(measurement: Measurement) -> Iterator[tuple[str, NDArray[np.int64]]]:

@@ -1,5 +1,7 @@
 """Uniform settings: every part takes the option with the given share of channels and codes, or the closest one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,3 +71,23 @@ def test_uniform_settings_of_channels_are_tried_within_a_budget(share: float) ->
     assert found.keys() <= fitting
     costs = {name: problem.cost[problem.flat(choice)].sum() for name, choice in settings_of(measurement).items()}
     assert min(fitting, key=costs.__getitem__) in found
+
+
+def test_a_part_without_a_setting_takes_its_smallest_option_that_is_not_smaller() -> None:
+    whole = measured(CODES + prune_quantize(bits=(6,), sparsity=(0,)))
+    options = whole.transforms[1]
+    without = tuple(option for option in options if option.label != "4 bits")
+    kept = [index for index, option in enumerate(options) if option.label != "4 bits"]
+    flat = [*range(4), *(4 + index for index in kept), *range(8, 12)]
+    measurement = replace(
+        whole,
+        transforms=(whole.transforms[0], without, whole.transforms[2]),
+        cost=whole.cost[flat],
+        factor=whole.factor[flat],
+        error=whole.error[flat],
+        resources={name: use[flat] for name, use in whole.resources.items()},
+    )
+    choice = settings_of(measurement)["uniform: 4 bits"]
+    taken = [own[option].label for own, option in zip(measurement.transforms, choice, strict=True)]
+    assert taken == ["4 bits", "6 bits", "4 bits"]
+    assert settings_of(measurement)["uniform: keep"].tolist() == [0, 0, 0]

@@ -70,7 +70,7 @@ def reporter(
 
     def report(unit: Unit, codes: Codes) -> None:
         done.extend(unit.parts)
-        if tell is None or not done:
+        if tell is None or not codes:  # parts that stay as they are take no time
             return
         elapsed_s, done_weights = time.perf_counter() - start, sum(weights[part] for part in done)
         tell(
