@@ -54,7 +54,7 @@ CONFIDENCE = 1.0
 PRIOR = 0.35
 """Standard deviation of true relative differences of losses around the predicted ones.
 
-It and `CONFIDENCE` were chosen on 80 problems of the tasks of ``benchmarks.trust_drawn``, drawn from the seeds 3 and 4.
+It and `CONFIDENCE` were chosen on other networks than those of ``benchmarks.trust``.
 """
 
 MOST_NEAREST = 2

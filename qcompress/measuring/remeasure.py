@@ -7,13 +7,10 @@ that model, with losses still relative to the original's outputs.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any
 
 from numpy.typing import ArrayLike
-from torch import nn
 
 from formulations.files import AnyPath
 from qcompress.compressed.emulation import Emulation
@@ -29,35 +26,35 @@ from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction, as_loss, is_named
 from qcompress.model.steady import steady
 from qcompress.scalars import as_cache_file
-from qcompress.transforms.own_code import code_of
 
 
-def remeasure(
-    model: nn.Module,
-    data: Iterable[Any],
+def measured_in_memory(
+    calibration: Calibration,
     measurement: Measurement,
     choice: ArrayLike,
+    code: str,
     *,
-    loss: str | LossFunction | Loss | None = None,
-    forward: forwards.Forward | None = None,
     jobs: int = 1,
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Measurement:
-    """`qcompress.remeasure` for a model in memory, with the same arguments.
+    """`qcompress.remeasure` for a model in memory, whose loss and options are known to be supported.
 
-    Raises:
-        ModelError, OptionsError: same as there.
+    Args:
+        calibration: the model, with everything that measured numbers depend on.
+        measurement: same as in `qcompress.remeasure`.
+        choice: same as in `qcompress.remeasure`.
+        code: digest of the options' code before any of it ran.
+        jobs: same as in `measure`.
+        cache: same as in `measure`.
+        on_progress: same as in `measure`.
     """
-    measured, file = loss_of(measurement, loss), as_cache_file(cache)
-    require_weights_alone(measurement)
-    calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)
-    code = code_of(itertools.chain.from_iterable(measurement.transforms)).digest
-    emulation = Emulation(model, measurement)
+    file, processes = as_cache_file(cache), checked_jobs(jobs)
+    emulation = Emulation(calibration.model, measurement)
     emulation.put(choice)
-    run = steady(forward, measurement.seed)
-    standing_loss = mean_loss(model, emulation.model, data, loss=measured, forward=run)
-    return measured_at(calibration, measurement, emulation, standing_loss, code, file, on_progress, checked_jobs(jobs))
+    run = steady(calibration.forward, calibration.seed)
+    standing_loss = mean_loss(calibration.model, emulation.model, calibration.data, loss=calibration.loss, forward=run)
+    return measured_at(calibration, measurement, emulation, standing_loss, code, file, on_progress, processes)
 
 
 def measured_at(

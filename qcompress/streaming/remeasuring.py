@@ -22,9 +22,8 @@ from formulations.files import AnyPath
 from qcompress.compressed.apply import choice_of, require_measured
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring import remeasure as in_memory
 from qcompress.measuring.progress import MeasureProgress, block_progress
-from qcompress.measuring.remeasure import loss_of, require_weights_alone
+from qcompress.measuring.remeasure import loss_of, measured_in_memory, require_weights_alone
 from qcompress.measuring.streamed.effects import StreamedEffects, effects_of_parts, probes, unknown_parts
 from qcompress.measuring.streamed.forecast import as_bytes
 from qcompress.measuring.streamed.resume_folder import resume_folder
@@ -84,23 +83,20 @@ def remeasure(
     >>> again.standing, again.cost[[1, 5]].tolist()
     ((1, 2), [0.0, 0.0])
     """
-    if opened_of(model) is None:
-        if memory is not None:
-            raise OptionsError("memory= is for models that are read block by block, see open_model()")
-        return in_memory.remeasure(
-            model, data, measurement, choice, loss=loss, forward=forward, jobs=jobs, cache=cache,
-            on_progress=on_progress,
-        )  # fmt: skip
-    if jobs != 1:
+    opened = opened_of(model) is not None
+    if memory is not None and not opened:
+        raise OptionsError("memory= is for models that are read block by block, see open_model()")
+    if opened and jobs != 1:
         raise OptionsError(f"an opened model is measured in one process, found jobs={jobs!r}")
     measured = loss_of(measurement, loss)
     require_weights_alone(measurement)
     calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)
     code = code_of(itertools.chain.from_iterable(measurement.transforms)).digest
-    with seeding(measurement.seed):
-        return measured_around(
-            calibration, measurement, choice, code, cache=cache, memory=memory, on_progress=on_progress
-        )
+    common: dict[str, Any] = {"cache": cache, "on_progress": on_progress}
+    with seeding(measurement.seed):  # a loader that shuffles gives the same batches when the call is repeated
+        if opened:
+            return measured_around(calibration, measurement, choice, code, memory=memory, **common)
+        return measured_in_memory(calibration, measurement, choice, code, jobs=jobs, **common)
 
 
 def measured_around(

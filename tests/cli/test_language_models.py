@@ -110,17 +110,22 @@ def test_a_budget_for_memory_leaves_room_for_keys_and_values(
     assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) <= size
 
 
+def to_gguf(place: Path) -> list[str]:
+    """The command for a tiny model and a text in the folder ``place``, without the output."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp")
+    tiny("llama", place / "model")
+    (place / "text.txt").write_text("the cat and the man " * 60)
+    words = ["compress", f"hf:{place / 'model'}", "--text", "text.txt", "--length", "12", "--windows", "8"]
+    return [*words, "--budget", "file_bytes=60%", "--solver", "dp", "--no-pairs", "--target", "llama.cpp"]
+
+
 def test_an_engine_that_needs_the_whole_model_takes_a_folder_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rows of 64 weights take few of ggml's types; the others are left out, also by the forecast."""
-    pytest.importorskip("gguf")
-    pytest.importorskip("xllamacpp")
     monkeypatch.chdir(tmp_path)
-    tiny("llama", tmp_path / "model")
-    (tmp_path / "text.txt").write_text("the cat and the man " * 60)
-    words = ["compress", f"hf:{tmp_path / 'model'}", "--text", "text.txt", "--length", "12", "--windows", "8"]
-    words += ["--budget", "file_bytes=60%", "--solver", "dp", "--no-pairs", "--target", "llama.cpp"]
+    words = to_gguf(tmp_path)
     assert main([*words, "--output", "small.gguf", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (tmp_path / "small.gguf").stat().st_size == report["usage"]["file_bytes"] <= report["budgets"]["file_bytes"]
@@ -136,14 +141,9 @@ def test_an_engine_that_needs_the_whole_model_takes_a_folder_too(
 def test_within_a_memory_limit_a_gguf_file_is_written_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("gguf")
-    pytest.importorskip("xllamacpp")
     monkeypatch.chdir(tmp_path)
-    tiny("llama", tmp_path / "model")
-    (tmp_path / "text.txt").write_text("the cat and the man " * 60)
-    words = ["compress", f"hf:{tmp_path / 'model'}", "--text", "text.txt", "--length", "12", "--windows", "8"]
-    words += ["--budget", "file_bytes=60%", "--solver", "dp", "--no-pairs", "--target", "llama.cpp", "--memory", "8GB"]
-    assert main([*words, "--output", "small.gguf", "--json"]) == 0
+    words = to_gguf(tmp_path)
+    assert main([*words, "--memory", "8GB", "--output", "small.gguf", "--json"]) == 0
     said = capsys.readouterr()
     report = json.loads(said.out)
     assert "2 blocks of" in said.err

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from qcompress import Measurement, measure, prune_quantize
 from qcompress.errors import ModelError, OptionsError
-from qcompress.measuring.remeasure import remeasure
 from qcompress.model.forward import default_forward
+from qcompress.streaming.remeasuring import remeasure
 
 OPTIONS = prune_quantize(bits=(3, 8), sparsity=(0,))
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from qcompress import measure, prune_quantize
 from qcompress.errors import ModelError, OptionsError
-from qcompress.measuring.remeasure import remeasure
 from qcompress.model.losses import KullbackLeibler, as_loss, is_named
+from qcompress.streaming.remeasuring import remeasure
 
 FINE = prune_quantize(bits=(4, 8), sparsity=(0,))
 

@@ -18,20 +18,12 @@ from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.opened import open_model
 from tests.measuring.streamed.test_streamed import CutError
 from tests.opened_models import in_memory, saved, tokens
+from tests.streaming.test_opened_choices import data, random_choice
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 
 NEAREST = qcompress.prune_quantize(bits=(2, 3, 4), group_size=16)
 COMPENSATED = qcompress.prune_quantize(bits=(3, 4), group_size=16, compensated=True)
-
-
-def data() -> list[torch.Tensor]:
-    return [tokens(2, 9, seed=1), tokens(1, 9, seed=2)]
-
-
-def random_choice(measurement: qcompress.Measurement, seed: int) -> list[int]:
-    rng = np.random.default_rng(seed)
-    return [int(rng.integers(len(options))) for options in measurement.transforms]
 
 
 Case = tuple[Path, qcompress.Measurement, qcompress.Measurement]
